@@ -1,0 +1,165 @@
+"""The consistency function of latent consistency models, and the sampler that walks it down a list of noise levels.
+
+Luo et al., *Latent Consistency Models* (arXiv 2310.04378); Zheng et al., *Trajectory Consistency Distillation*
+(arXiv 2402.19159) for the stochasticity γ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from .schedule import NoiseSchedule, expand
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Denoise = Callable[[Tensor, float], Tensor]
+Callback = Callable[[int, float, Tensor, Tensor], object]
+
+
+@overload
+def boundary_scalings(t: float, *, sigma_data: float = ..., timestep_scaling: float = ...) -> tuple[float, float]: ...
+@overload
+def boundary_scalings(
+    t: Tensor, *, sigma_data: float = ..., timestep_scaling: float = ...
+) -> tuple[Tensor, Tensor]: ...
+def boundary_scalings(
+    t: float | Tensor, *, sigma_data: float = 0.5, timestep_scaling: float = 10.0
+) -> tuple[float | Tensor, float | Tensor]:
+    """(c_skip, c_out) with c_skip(0) = 1 and c_out(0) = 0, which make f_θ the identity at t = 0.
+
+    c_skip = σ_d² / ((s·t)² + σ_d²), c_out = s·t / √((s·t)² + σ_d²); arXiv 2310.04378.
+    t: timesteps, a number (floats are returned) or a tensor of any shape (float64 on the CPU in that shape).
+    """
+    scaled = (t.detach().cpu().to(torch.float64) if isinstance(t, Tensor) else t) * timestep_scaling
+    total = scaled**2 + sigma_data**2
+    return sigma_data**2 / total, scaled / total**0.5
+
+
+def predict_x0(
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+) -> Tensor:
+    """The clean x̂₀ that a model's output implies, (B, …) in the dtype of x.
+
+    ε: (x − σ·ε)/α; v: α·x − σ·v; sample: the output. `t` is one timestep or (B,).
+    ValueError for an ε-prediction where α = 0 (x holds no signal there), or an unknown prediction.
+    """
+    _check_prediction(prediction)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if prediction == "epsilon":
+        _check_divisor("alpha", alpha, t, "a zero-terminal-SNR model must predict v or the sample")
+        x0 = (x - expand(sigma, x) * output) / expand(alpha, x)
+    elif prediction == "v_prediction":
+        x0 = expand(alpha, x) * x - expand(sigma, x) * output
+    else:
+        x0 = output
+    return x0.to(x.dtype)
+
+
+def predict_noise(
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+) -> Tensor:
+    """The noise ε̂ that a model's output implies, (B, …) in the dtype of x.
+
+    ε: the output; v: α·v + σ·x; sample: (x − α·x̂₀)/σ. `t` is one timestep or (B,).
+    ValueError for a sample prediction where σ = 0 (x holds no noise there), or an unknown prediction.
+    """
+    _check_prediction(prediction)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if prediction == "epsilon":
+        noise = output
+    elif prediction == "v_prediction":
+        noise = expand(alpha, x) * output + expand(sigma, x) * x
+    else:
+        _check_divisor("sigma", sigma, t, "leave out the timestep without noise")
+        noise = (x - expand(alpha, x) * output) / expand(sigma, x)
+    return noise.to(x.dtype)
+
+
+def consistency_function(
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+) -> Tensor:
+    """f_θ(x, t) = c_skip(t)·x + c_out(t)·x̂₀ (arXiv 2310.04378), from the model's output at (x, t).
+
+    `output` and `x` are (B, …), `t` one timestep or (B,); returns (B, …) in the dtype of x.
+    """
+    c_skip, c_out = boundary_scalings(t)
+    x0 = predict_x0(output, x, t, schedule, prediction)
+    return (expand(c_skip, x) * x + expand(c_out, x) * x0).to(x.dtype)
+
+
+def shrink_level(level: float, gamma: float) -> float:
+    """(1 − γ)·level, rounded down if the level is an int: TCD's s = ⌊(1 − γ)·t_next⌋ for discrete timesteps."""
+    shrunk = (1 - gamma) * level
+    return math.floor(shrunk) if isinstance(level, int) else shrunk
+
+
+def multistep_sample(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[float],
+    process: Callable[[float], tuple[float, float]],
+    *,
+    noise: Callable[[int], Tensor],
+    gamma: float = 1.0,
+    callback: Callback | None = None,
+    intermediate: Callable[[float, float], float] = shrink_level,
+) -> Tensor:
+    """Multistep consistency sampling: denoise, add noise of the next level, repeat; returns the last f_θ.
+
+    γ = 1 is the multistep sampling of arXiv 2310.04378: x ← f_θ(x, t), x ← α(t')·x + σ(t')·z. Below that it is
+    arXiv 2402.19159's: a deterministic step to a cleaner level s ≤ t', then fresh noise from s to t', so γ = 0 is
+    deterministic. The last step is f_θ itself, whatever γ; diffusers' TCDScheduler stops at its timestep 0 instead.
+
+    denoise(x, level) -> f_θ, the estimate of x₀, (B, …).
+    x: (B, …), noisy at levels[0].
+    levels: where denoise is evaluated, descending and without a final zero. Timesteps, sigmas, whatever process and
+        denoise understand. No levels: x is returned.
+    process(level) -> (α, σ) of x = α·x₀ + σ·ε: NoiseSchedule.process for timesteps, (1, σ) for variance-exploding
+        sigmas, (1 − σ, σ) for flow models.
+    noise(i) -> the z that follows evaluation i = 0, 1, …, (B, …) on any device; not called for γ = 0.
+    callback(i, level, x, f_θ) is called after evaluation i.
+    intermediate(t', γ) -> s for 0 < γ < 1. Default: (1 − γ)·t', an int for an int.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma {gamma} is outside [0, 1]; 1 is LCM's multistep sampling, 0 is deterministic")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for i, level in enumerate(levels):
+        denoised = denoise(x, level).to(x.dtype)
+        if callback is not None:
+            callback(i, level, x, denoised)
+        if i + 1 == len(levels):
+            return denoised
+        x0, level_next = denoised.to(dtype), levels[i + 1]
+        alpha_next, sigma_next = process(level_next)
+        if gamma == 1:
+            x = alpha_next * x0
+            sigma_fresh = sigma_next
+        else:
+            alpha, sigma = process(level)
+            if sigma == 0:
+                raise ValueError(f"level {level} has sigma 0, no noise to step away from; leave it out of levels")
+            s = intermediate(level_next, gamma) if gamma > 0 else level_next
+            if s > level_next:
+                raise ValueError(f"intermediate gave {s} for level {level_next}, which is noisier; return that or less")
+            alpha_s, sigma_s = process(s)
+            x_s = alpha_s * x0 + sigma_s * (x.to(dtype) - alpha * x0) / sigma
+            x = alpha_next / alpha_s * x_s
+            sigma_fresh = math.sqrt(max(sigma_next**2 - (alpha_next / alpha_s * sigma_s) ** 2, 0.0))
+        if gamma > 0:
+            x = x + sigma_fresh * noise(i).to(x)
+        x = x.to(denoised.dtype)
+    return x
+
+
+def _check_prediction(prediction: str) -> None:
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"prediction {prediction!r} is not known; use 'epsilon', 'v_prediction' or 'sample'")
+
+
+def _check_divisor(name: str, value: Tensor, t: float | Tensor, remedy: str) -> None:
+    if not value.all():
+        raise ValueError(f"{name} is 0 at timestep {t}, and this prediction divides by it; {remedy}")

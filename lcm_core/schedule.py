@@ -1,0 +1,151 @@
+"""Noise schedules of latent diffusion, and the timestep grids that few-step samplers walk.
+
+The forward process of a variance-preserving model is x = α(t)·x₀ + σ(t)·ε with α = √ᾱ_t, σ = √(1 − ᾱ_t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The cumulative products ᾱ_t of a variance-preserving diffusion, for timesteps t = 0 … T − 1.
+
+    `alphas_cumprod` is a (T,) tensor that never increases, with values in [0, 1]; it is kept in float64 on the CPU.
+    Timesteps may be Python numbers or tensors of any shape. Fractional ones interpolate log(σ/α) linearly, so that
+    α² + σ² = 1 holds in between. A timestep outside 0 … T − 1 is a ValueError.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        table = torch.as_tensor(self.alphas_cumprod).detach().cpu().to(torch.float64)
+        if table.ndim != 1 or table.numel() == 0:
+            raise ValueError(f"alphas_cumprod has shape {tuple(table.shape)}; give one value per timestep, shape (T,)")
+        if not (((table >= 0) & (table <= 1)).all() and (table.diff() <= 0).all()):
+            raise ValueError(
+                f"alphas_cumprod runs from {table[0].item():g} to {table[-1].item():g} and is not a non-increasing "
+                "sequence in [0, 1]; give the cumulative product of 1 - beta, from the first timestep to the last"
+            )
+        object.__setattr__(self, "alphas_cumprod", table)
+
+    @classmethod
+    def scaled_linear(cls, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000) -> NoiseSchedule:
+        """Stable Diffusion's schedule: √β_t is linear from √beta_start to √beta_end over `steps` timesteps."""
+        check_count("steps", steps)
+        if not 0 <= beta_start <= beta_end < 1:
+            raise ValueError(f"betas {beta_start}, {beta_end} must be 0 <= start <= end < 1; SD has 0.00085, 0.012")
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1 - betas, dim=0))
+
+    def zero_terminal_snr(self) -> NoiseSchedule:
+        """A new schedule whose last timestep is pure noise, ᾱ_{T−1} = 0, and whose first is as before.
+
+        Lin et al., *Common Diffusion Noise Schedules and Sample Steps are Flawed* (arXiv 2305.08891), Algorithm 1.
+        """
+        alpha = self.alphas_cumprod.sqrt()
+        first, last = alpha[0], alpha[-1]
+        if first == last:
+            raise ValueError(f"alpha is {first.item():g} at every one of {self.steps} timesteps; it must decrease")
+        return NoiseSchedule(((alpha - last) * first / (first - last)) ** 2)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of training timesteps."""
+        return self.alphas_cumprod.numel()
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """α(t) = √ᾱ_t, float64 on the CPU, in the shape of t."""
+        return self._at(t).sqrt()
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """σ(t) = √(1 − ᾱ_t), float64 on the CPU, in the shape of t."""
+        return (1 - self._at(t)).sqrt()
+
+    def process(self, t: float) -> tuple[float, float]:
+        """(α(t), σ(t)) as floats: the forward process over timesteps, as `multistep_sample` wants it."""
+        return self.alpha(t).item(), self.sigma(t).item()
+
+    def _at(self, t: float | Tensor) -> Tensor:
+        t = torch.as_tensor(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=torch.float64)
+        inside = (t >= 0) & (t <= self.steps - 1)
+        if not inside.all():
+            outside = t[~inside].flatten()[0].item()
+            raise ValueError(
+                f"timestep {outside:g} is outside 0 … {self.steps - 1}; clamp it, or use the schedule it belongs to"
+            )
+        below, above, fraction = self.alphas_cumprod[t.floor().long()], self.alphas_cumprod[t.ceil().long()], t.frac()
+        between = torch.sigmoid((1 - fraction) * torch.logit(below) + fraction * torch.logit(above))
+        return torch.where(fraction == 0, below, between)
+
+
+def lcm_timesteps(
+    steps: int, *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000
+) -> list[int]:
+    """The timesteps at which an LCM is evaluated in `steps` steps, descending, as diffusers' LCMScheduler chooses them.
+
+    Latent Consistency Models (arXiv 2310.04378): distillation visits the grid {k, 2k, …} − 1 with
+    k = train_steps // original_steps. Image-to-image keeps its first ⌊original_steps·strength⌋ points, and sampling
+    takes `steps` of them, evenly spaced from the noisiest. ValueError if there are fewer points than steps.
+
+    >>> lcm_timesteps(4)
+    [999, 759, 499, 259]
+    """
+    check_count("steps", steps)
+    check_count("original_steps", original_steps)
+    check_count("train_steps", train_steps)
+    if original_steps > train_steps:
+        raise ValueError(f"original_steps {original_steps} is more than the model's {train_steps} timesteps; lower it")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength} is outside (0, 1]; 1 starts from noise, less keeps more of the image")
+    if steps > original_steps:
+        raise ValueError(
+            f"steps {steps} is more than the {original_steps} points of the LCM grid; "
+            f"use at most {original_steps} steps, or raise original_steps"
+        )
+    length = int(original_steps * strength)
+    if steps > length:
+        raise ValueError(
+            f"steps {steps} is more than the {length} points that strength {strength} leaves of the "
+            f"{original_steps}-point LCM grid; " + (f"use at most {length} steps, or " if length else "")
+            + f"raise strength above {steps / original_steps:g}"
+        )
+    stride = train_steps // original_steps
+    return [(length - int(i * (length / steps))) * stride - 1 for i in range(steps)]
+
+
+def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
+    """`steps` evenly spaced timesteps, descending, that begin at the last: diffusers' timestep_spacing="trailing".
+
+    arXiv 2305.08891, Table 2. For 4 steps: 999, 749, 499, 249.
+    """
+    check_count("steps", steps)
+    check_count("train_steps", train_steps)
+    if steps > train_steps:
+        raise ValueError(f"steps {steps} is more than the model's {train_steps} timesteps; use at most {train_steps}")
+    grid = np.arange(train_steps, 0, -train_steps / steps)[:steps]
+    return [int(t) - 1 for t in grid.round()]
+
+
+def expand(values: float | Tensor, x: Tensor) -> Tensor:
+    """Coefficients, one for all or (B,) for each image, shaped to multiply x (B, …) on x's device.
+
+    They are float32, or float64 if x is: a product with a half-precision x is computed in float32, whatever B.
+    """
+    values = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float64)
+    if values.numel() not in (1, x.shape[0]):
+        raise ValueError(f"{values.numel()} coefficients for {x.shape[0]} images; give one, or one for each image")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return values.to(dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_count(name: str, value: int) -> None:
+    """ValueError unless value is a whole number of at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")

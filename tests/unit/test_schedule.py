@@ -1,0 +1,132 @@
+"""lcm_core.schedule against diffusers and against literal values."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+
+from lcm_core.schedule import NoiseSchedule, expand, lcm_timesteps, trailing_timesteps
+
+SD = NoiseSchedule.scaled_linear()
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_alphas_cumprod_are_those_of_diffusers(zero_snr):
+    theirs = LCMScheduler(rescale_betas_zero_snr=zero_snr).alphas_cumprod.double()
+    ours = SD.zero_terminal_snr() if zero_snr else SD
+    assert ours.alphas_cumprod.dtype == torch.float64 and ours.steps == 1000
+    torch.testing.assert_close(ours.alphas_cumprod, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_its_start():
+    zero = SD.zero_terminal_snr()
+    assert zero.process(999) == (0.0, 1.0)
+    assert zero.alpha(0).item() == pytest.approx(SD.alpha(0).item(), rel=1e-12)
+    assert SD.alphas_cumprod[-1] > 0
+
+
+def test_alpha_and_sigma_of_integers_and_tensors():
+    schedule = NoiseSchedule(torch.tensor([0.64, 0.36]))
+    assert schedule.process(0) == pytest.approx((0.8, 0.6))
+    torch.testing.assert_close(schedule.alpha(torch.tensor([[1, 0]])).float(), torch.tensor([[0.6, 0.8]]))
+    assert schedule.sigma(torch.tensor([0, 1], dtype=torch.uint8)).tolist() == pytest.approx([0.6, 0.8])
+    assert schedule.alpha(torch.tensor([], dtype=torch.long)).shape == (0,)
+
+
+def test_fractional_timesteps_interpolate_log_sigma_over_alpha():
+    log_ratio = [math.log(SD.sigma(t) / SD.alpha(t)) for t in (10, 10.25, 11)]
+    assert log_ratio[1] == pytest.approx(0.75 * log_ratio[0] + 0.25 * log_ratio[2], rel=1e-12)
+    assert SD.alpha(10.25) ** 2 + SD.sigma(10.25) ** 2 == pytest.approx(1, rel=1e-12)
+    assert torch.equal(SD.sigma(torch.tensor([10.0, 999.0])), SD.sigma(torch.tensor([10, 999])))
+    assert SD.zero_terminal_snr().alpha(998.5).item() == 0
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 999.5, math.nan, torch.tensor([3, 1000])])
+def test_a_timestep_outside_the_schedule_is_refused(t):
+    with pytest.raises(ValueError, match=r"outside 0 … 999"):
+        SD.sigma(t)
+
+
+@pytest.mark.parametrize("values", [[], [[0.9, 0.5]], [0.5, 0.9], [1.1, 0.5], [0.9, -0.1], [0.9, math.nan]])
+def test_values_that_are_no_schedule_are_refused(values):
+    with pytest.raises(ValueError, match="alphas_cumprod"):
+        NoiseSchedule(torch.tensor(values))
+
+
+def test_schedules_that_cannot_be_made_are_refused():
+    with pytest.raises(ValueError, match="betas 0.5, 0.1"):
+        NoiseSchedule.scaled_linear(0.5, 0.1)
+    with pytest.raises(ValueError, match="steps is 0"):
+        NoiseSchedule.scaled_linear(steps=0)
+    with pytest.raises(ValueError, match="must decrease"):
+        NoiseSchedule(torch.tensor([0.5])).zero_terminal_snr()
+
+
+def test_lcm_timesteps_are_those_of_diffusers_error_for_error():
+    scheduler = LCMScheduler()
+    strengths = [i / 100 for i in range(1, 101)] + [1 / 3, 2 / 3, 0.999, 1e-6]
+    refused = 0
+    for original_steps in (25, 30, 50, 100):
+        for strength in strengths:
+            for steps in range(1, 53):
+                try:
+                    scheduler.set_timesteps(steps, original_inference_steps=original_steps, strength=strength)
+                except ValueError:
+                    refused += 1
+                    with pytest.raises(ValueError, match=f"steps {steps} is more than the"):
+                        lcm_timesteps(steps, original_steps=original_steps, strength=strength)
+                else:
+                    ours = lcm_timesteps(steps, original_steps=original_steps, strength=strength)
+                    assert ours == scheduler.timesteps.tolist()
+    assert 0 < refused < 4 * len(strengths) * 52
+
+
+def test_lcm_timesteps_known_values():
+    assert lcm_timesteps(4) == [999, 759, 499, 259]
+    assert lcm_timesteps(4, strength=0.7)[0] == 699
+    assert lcm_timesteps(1) == [999]
+    assert lcm_timesteps(50) == list(range(999, 0, -20))
+    assert lcm_timesteps(3, original_steps=3, train_steps=3) == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 4.0}, "steps is 4.0"),
+        ({"steps": math.nan}, "steps is nan"),
+        ({"steps": 4, "original_steps": 0}, "original_steps is 0"),
+        ({"steps": 4, "original_steps": 1001}, "original_steps 1001 is more than the model's 1000"),
+        ({"steps": 4, "strength": 0.0}, r"strength 0.0 is outside \(0, 1\]"),
+        ({"steps": 4, "strength": 1.01}, "strength 1.01"),
+        ({"steps": 4, "strength": math.nan}, "strength nan"),
+        ({"steps": 51}, "steps 51 .* use at most 50 steps, or raise original_steps"),
+        ({"steps": 8, "strength": 0.1}, "steps 8 .* use at most 5 steps, or raise strength above 0.16"),
+        ({"steps": 1, "strength": 0.01}, "steps 1 is more than the 0 points .* grid; raise strength above 0.02"),
+    ],
+)
+def test_lcm_timesteps_says_what_is_wrong_and_what_to_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lcm_timesteps(**arguments)
+
+
+def test_trailing_timesteps_are_those_of_diffusers():
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    for steps in range(1, 1001):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        # For a few counts (61 is the first) diffusers' arange overshoots and appends the timestep -1.
+        assert trailing_timesteps(steps) == [t for t in theirs if t >= 0]
+    with pytest.raises(ValueError, match="steps 1001 is more than"):
+        trailing_timesteps(1001)
+
+
+def test_expand_gives_one_coefficient_per_image_in_the_arithmetic_dtype():
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.float16)
+    assert expand(0.5, x).shape == (1, 1, 1, 1) and expand(0.5, x).dtype == torch.float32
+    assert expand(torch.tensor([1, 2]), x.double()).flatten().tolist() == [1.0, 2.0]
+    assert expand(torch.tensor([]), x[:0]).shape == (0, 1, 1, 1)
+    with pytest.raises(ValueError, match="3 coefficients for 2 images"):
+        expand(torch.ones(3), x)
