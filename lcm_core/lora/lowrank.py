@@ -1,0 +1,118 @@
+"""Low-rank algebra on the factors of Delta W = alpha/rank * up @ down (LCM-LoRA, arXiv 2311.05556, eq. 1).
+
+Nothing here multiplies out a dense matrix but `Factors.delta`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Delta W = alpha/rank * up @ down of one module.
+
+    down (rank, in) or (rank, in, kh, kw), up (out, rank) or (out, rank, 1, 1). Trainers may flatten the down of a
+    convolution to (rank, in*kh*kw); such factors add to unflattened ones.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of Delta W: (out, in) or (out, in, kh, kw)."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of computed results: float32 or wider."""
+        return wide(torch.promote_types(self.down.dtype, self.up.dtype))
+
+    @classmethod
+    def of_matrices(cls, down: Tensor, up: Tensor, shape: tuple[int, ...]) -> Factors:
+        """From down (rank, in*kh*kw) and up (out, rank) with Delta W = up @ down, so alpha = rank."""
+        rank, kernel = down.shape[0], len(shape) - 2
+        return cls(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *[1] * kernel), float(rank))
+
+    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(down, alpha/rank * up) as matrices (rank, in*kh*kw) and (out, rank)."""
+        return self.down.to(dtype).flatten(1), self.up.to(dtype).flatten(1) * (self.alpha / self.rank)
+
+    def folded(self) -> Factors:
+        """The same Delta W with alpha = rank; the factors themselves if alpha is already so, else `dtype` ones."""
+        return self if self.alpha == self.rank else self.of_matrices(*self.matrices(self.dtype), self.shape)
+
+    def delta(self) -> Tensor:
+        """Dense Delta W in its weight's shape."""
+        down, up = self.matrices(self.dtype)
+        return (up @ down).reshape(self.shape)
+
+
+def concatenate(name: str, terms: Sequence[Factors]) -> Factors:
+    """Exact sum of terms: [up_a up_b] @ [down_a; down_b], each alpha/rank folded into its up alone.
+
+    The rank is the sum of the ranks of terms that are not zero, on the first term's device. Raises ValueError, naming
+    the module, where shapes differ.
+    """
+    shape = max((term.shape for term in terms), key=len)
+    for term in terms:
+        check_shapes(name, terms[0].shape, term.shape)
+    terms = [term for term in terms if term.alpha] or terms[:1]
+    if len(terms) == 1:
+        return terms[0]
+    folded = [term.folded() for term in terms]
+    device = folded[0].down.device
+    down = torch.cat([term.down.to(device).flatten(1) for term in folded])
+    up = torch.cat([term.up.to(device).flatten(1) for term in folded], dim=1)
+    return Factors.of_matrices(down, up, shape)
+
+
+def inner_product(name: str, a: Factors, b: Factors) -> float:
+    """<Delta W_a, Delta W_b> in float64 from Gram matrices of the rank: sum((up_a^T up_b) * (down_a down_b^T))."""
+    check_shapes(name, a.shape, b.shape)
+    down_a, up_a = a.matrices(torch.float64)
+    down_b, up_b = (matrix.to(down_a.device) for matrix in b.matrices(torch.float64))
+    return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
+
+
+def truncate(factors: Factors, rank: int | None = None, energy: float | None = None) -> Factors:
+    """The nearest factors of lower rank (Eckart-Young): QR of both factors, SVD of the small core.
+
+    Singular values within rounding of zero always go; at least one stays. Arguments as in `LoRAVector.compress`.
+    """
+    down, up = factors.matrices(factors.dtype)
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    keep = int((s > s[0] * max(q_up.shape[0], q_down.shape[0]) * torch.finfo(s.dtype).eps).sum())
+    if energy is not None:
+        share = s.double().square().cumsum(0)
+        keep = min(keep, int((share < energy * share[-1]).sum()) + 1)
+    keep = max(1, min(keep, rank or keep))
+    root = s[:keep].sqrt()
+    return Factors.of_matrices(root[:, None] * (vh[:keep] @ q_down.T), (q_up @ u[:, :keep]) * root, factors.shape)
+
+
+def check_shapes(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shapes are equal, or one is the other's matrix (out, in*kh*kw)."""
+    flattened = min(len(a), len(b)) == 2 and a[0] == b[0] and math.prod(a) == math.prod(b)
+    if tuple(a) != tuple(b) and not flattened:
+        raise ValueError(
+            f"{name} is {tuple(a)} in one vector and {tuple(b)} in the other; add only LoRAs of one architecture"
+        )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 for narrower dtypes."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,352 @@
+"""LoRA files as vectors (LCM-LoRA, arXiv 2311.05556, eq. 2–3): tau'_LCM = lambda1 * tau' + lambda2 * tau_LCM.
+
+A vector holds per module the factors of Delta W = alpha/rank * up @ down (eq. 1). Sums concatenate factors, so they are
+exact for different ranks and alphas and cost no dense matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .files import read_lora, write_lora
+from .keys import canonical_name, flat, spell, split_key
+from .lowrank import Factors, check_shapes, concatenate, inner_product, truncate, wide
+
+T = TypeVar("T")
+
+# Metadata that a changed vector would contradict.
+STALE = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash")
+
+REFUSED = {
+    "DoRA": "DoRA rescales the whole weight after adding, so what it adds depends on the base model",
+    "LoHa": "LoHa (Hadamard) factors are not one product up @ down",
+    "LoKr": "LoKr (Kronecker) factors are not one product up @ down",
+    "GLoRA": "GLoRA multiplies the base weight, so what it adds depends on the base model",
+    "OFT": "OFT rotates the base weight, so what it adds depends on the base model",
+    "replacement": "the file replaces or reshapes weights in place of adding to them",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoRAVector:
+    """A LoRA as a vector: `0.8 * style + 1.0 * lcm`, `-`, unary `-` and `/` are exact.
+
+    modules:  canonical name (see `keys.canonical_name`) -> Factors, text encoders included
+    diffs:    canonical name + `.weight` or `.bias` -> what is added to a norm's weight or a bias
+    metadata: the file's text entries
+    """
+
+    modules: Mapping[str, Factors] = field(default_factory=dict)
+    diffs: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_state_dict(
+        cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> LoRAVector:
+        """Reads kohya, PEFT, diffusers or ComfyUI names. A missing alpha is the metadata's, else the rank.
+
+        Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, LoHa, LoKr, GLoRA, OFT, dense
+        differences of whole matrices), for keys that are no LoRA's, incomplete modules, a module in two dialects,
+        factors that don't fit each other and an alpha that is not finite.
+        """
+        metadata = dict(metadata or {})
+        adapter = _adapter_metadata(metadata.pop("lora_adapter_metadata", None))
+        modules, diffs = {}, {}
+        for name, keys in _keys_by_module(state_dict).items():
+            tensors = {role: state_dict[key].detach() for role, key in keys.items()}
+            for role, parameter in (("diff", "weight"), ("diff_b", "bias")):
+                if role in tensors:
+                    diffs[f"{name}.{parameter}"] = tensors[role]
+            if tensors.keys() & {"down", "up", "mid", "alpha"}:
+                modules[name] = _factors(name, keys, tensors, adapter)
+        return cls(modules, diffs, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LoRAVector:
+        """Reads a safetensors file; errors are those of `read_lora` and `from_state_dict` and name the file."""
+        state_dict, metadata = read_lora(path)
+        try:
+            return cls.from_state_dict(state_dict, metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def state_dict(self, dialect: str = "kohya", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Tensors under a dialect's names; dtype None keeps the factors' own.
+
+        native carries each module's alpha. peft folds alpha into `up` (its readers take alpha = rank). So does kohya
+        where alphas differ, since diffusers misreads those; without an alpha every reader takes the rank.
+
+        Raises ValueError for an unknown dialect, a value that dtype can't hold, and in peft for diffs.
+        """
+        names = spell([*self.modules, *(name.rpartition(".")[0] for name in self.diffs)], dialect)
+        if dialect == "peft" and self.diffs:
+            raise ValueError(
+                f"PEFT has no name for the {len(self.diffs)} norm and bias differences of this vector "
+                f"({_some(list(self.diffs))}); save as kohya or native"
+            )
+        modules = dict(self.modules)
+        if dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1):
+            modules = {name: factors.folded() for name, factors in modules.items()}
+        one_alpha = len({factors.alpha for factors in modules.values()}) == 1
+        down, up = ("lora_A", "lora_B") if dialect == "peft" else ("lora_down", "lora_up")
+        tensors, alphas = {}, {}
+        for name, factors in modules.items():
+            tensors[f"{names[name]}.{down}.weight"] = factors.down
+            tensors[f"{names[name]}.{up}.weight"] = factors.up
+            if dialect == "native" or (dialect == "kohya" and one_alpha):
+                alphas[f"{names[name]}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float32)
+        for name, diff in self.diffs.items():
+            module, _, parameter = name.rpartition(".")
+            tensors[f"{names[module]}.{'diff' if parameter == 'weight' else 'diff_b'}"] = diff
+        if dtype is not None:
+            tensors = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
+        return tensors | alphas
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        dialect: str = "kohya",
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes a safetensors file, whole or not at all; `metadata` is added to the vector's own."""
+        write_lora(path, self.state_dict(dialect, dtype), {**self.metadata, **(metadata or {})})
+
+    def __mul__(self, scale: float) -> LoRAVector:
+        if not isinstance(scale, Real):
+            return NotImplemented
+        if not math.isfinite(scale):
+            raise ValueError(f"lambda is {scale}; a LoRA vector is scaled by a finite number, such as 0.8")
+        modules = {name: replace(f, alpha=f.alpha * float(scale)) for name, f in self.modules.items()}
+        for name, factors in modules.items():
+            if not math.isfinite(factors.alpha):
+                raise ValueError(f"lambda {scale} overflows alpha of {name}; use a smaller lambda, such as 0.8")
+        diffs = {name: diff.to(wide(diff.dtype)) * float(scale) for name, diff in self.diffs.items()}
+        return LoRAVector(modules, diffs, _without_stale(self.metadata))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: float) -> LoRAVector:
+        if not isinstance(scale, Real):
+            return NotImplemented
+        if scale == 0:
+            raise ValueError("a LoRA vector can't be divided by 0; use a divisor other than 0")
+        return self * (1.0 / scale)
+
+    def __neg__(self) -> LoRAVector:
+        return self * -1.0
+
+    def __add__(self, other: LoRAVector) -> LoRAVector:
+        """The exact sum, rank = sum of ranks; metadata that both share is kept.
+
+        Raises ValueError where a module's shapes differ (LoRAs for different architectures).
+        """
+        if not isinstance(other, LoRAVector):
+            return NotImplemented
+        modules = {name: concatenate(name, terms) for name, terms in _aligned(self.modules, other.modules).items()}
+        diffs = {name: _add_diffs(name, terms) for name, terms in _aligned(self.diffs, other.diffs).items()}
+        shared = dict(self.metadata.items() & other.metadata.items())
+        return LoRAVector(modules, diffs, _without_stale(shared))
+
+    def __sub__(self, other: LoRAVector) -> LoRAVector:
+        return self + -other if isinstance(other, LoRAVector) else NotImplemented
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.diffs)
+
+    def __repr__(self) -> str:
+        size = f"{len(self.modules)} modules, {len(self.diffs)} diffs"
+        return f"LoRAVector({size}, rank {self.rank}, {self.parameters:,} parameters)"
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module, 0 for an empty vector."""
+        return max((factors.rank for factors in self.modules.values()), default=0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all factors and diffs."""
+        factors = sum(f.down.numel() + f.up.numel() for f in self.modules.values())
+        return factors + sum(diff.numel() for diff in self.diffs.values())
+
+    def delta(self, name: str) -> Tensor:
+        """Dense Delta W of a module in its weight's shape, float32 or wider. Raises KeyError for a module not there."""
+        return self.modules[name].delta()
+
+    def dot(self, other: LoRAVector) -> float:
+        """Inner product <Delta W, Delta W'> over all modules and diffs, in float64, from the factors."""
+        total = 0.0
+        for name, factors in _aligned(self.modules, other.modules).items():
+            if len(factors) == 2:
+                total += inner_product(name, *factors)
+        for name, diffs in _aligned(self.diffs, other.diffs).items():
+            if len(diffs) == 2:
+                check_shapes(name, diffs[0].shape, diffs[1].shape)
+                total += float((diffs[0].double() * diffs[1].double().to(diffs[0].device)).sum())
+        return total
+
+    def norm(self) -> float:
+        """Frobenius norm over all modules."""
+        return math.sqrt(max(self.dot(self), 0.0))
+
+    def cosine(self, other: LoRAVector) -> float:
+        """Cosine similarity in [-1, 1]; 0 where one vector is zero."""
+        norms = self.norm() * other.norm()
+        return max(-1.0, min(1.0, self.dot(other) / norms)) if norms else 0.0
+
+    def compress(self, rank: int | None = None, energy: float | None = None) -> LoRAVector:
+        """The nearest vector of lower rank, module by module.
+
+        rank limits every module's rank; energy in (0, 1] keeps the fewest singular values whose squares reach that
+        share of their sum. Without either only redundancy goes and Delta W stays. alpha = rank, singular values are
+        shared evenly by both factors, float32 or wider.
+        """
+        if rank is not None and rank < 1:
+            raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
+        if energy is not None and not 0 < energy <= 1:
+            raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.99")
+        modules = {name: truncate(factors, rank, energy) for name, factors in self.modules.items()}
+        return LoRAVector(modules, self.diffs, _without_stale(self.metadata))
+
+
+def _keys_by_module(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Canonical name -> role -> key, checked for refused kinds, unknown keys and modules that appear twice."""
+    refused: dict[str, list[str]] = defaultdict(list)
+    modules: dict[str, dict[str, str]] = {}
+    spellings: dict[str, tuple[str, str, str]] = {}
+    for key, tensor in state_dict.items():
+        module, role = split_key(key) or ("", "unknown")
+        if role in REFUSED or role == "unknown":
+            refused[role].append(key)
+            continue
+        if role == "diff" and tensor.ndim > 1:
+            raise ValueError(
+                f"{key} is a dense {tuple(tensor.shape)} difference, not a pair of factors; extract a LoRA from it"
+            )
+        name = canonical_name(module)
+        spelling, first_key, name = spellings.setdefault(flat(name), (module, key, name))
+        keys = modules.setdefault(name, {})
+        if spelling != module or role in keys:
+            raise ValueError(
+                f"{keys.get(role, first_key)} and {key} are the same module {name} twice; "
+                "save each LoRA in a file of its own and add them as vectors"
+            )
+        keys[role] = key
+    for role, found in refused.items():
+        if role in REFUSED:
+            raise ValueError(
+                f"{role} weights can't be summed as a vector: {REFUSED[role]} ({_some(found)}). "
+                "Apply the file to its base model and extract a plain LoRA from the difference"
+            )
+        raise ValueError(f"no LoRA weights that are known: {_some(found)}; use a file with LoRA weights only")
+    return modules
+
+
+def _factors(
+    name: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor], adapter: Mapping[str, object]
+) -> Factors:
+    for role in ("down", "up"):
+        if role not in keys:
+            raise ValueError(
+                f"{name} has {_some(list(keys.values()))} but no {role} factor; the file is incomplete, get it again"
+            )
+    down, up, middle = tensors["down"], tensors["up"], tensors.get("mid")
+    rank = down.shape[0] if down.ndim > 1 else 0
+    inner = up.flatten(1).shape[1] if up.ndim > 1 else 0
+    fits = rank == inner if middle is None else tuple(middle.shape[:2]) == (inner, rank)
+    if not (rank and inner and fits) or ("alpha" in tensors and tensors["alpha"].numel() != 1):
+        shapes = ", ".join(f"{key} {tuple(tensors[role].shape)}" for role, key in keys.items())
+        raise ValueError(f"the factors of {name} don't fit each other: {shapes}; the file is damaged, get it again")
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else _adapter_alpha(name, rank, adapter)
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha of {name} is {alpha}; it must be a finite number, the rank {rank} if in doubt")
+    if middle is not None:
+        dtype = wide(middle.dtype)
+        down = torch.einsum("rs...,si->ri...", middle.to(dtype), down.flatten(1).to(dtype))
+        alpha *= inner / rank
+    return Factors(down, up, alpha)
+
+
+def _adapter_metadata(text: str | None) -> dict[str, object]:
+    try:
+        config = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"lora_adapter_metadata is not JSON ({error}); remove it or correct it") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"lora_adapter_metadata {text!r} is not a JSON object; remove it or correct it")
+    return config
+
+
+def _adapter_alpha(name: str, rank: int, adapter: Mapping[str, object]) -> float:
+    """PEFT's alpha of a module: `alpha_pattern` (a path or its end), else `lora_alpha`, else the rank.
+
+    rsLoRA's alpha/sqrt(rank) comes back as the alpha that gives the same factor by alpha/rank.
+    """
+    component, _, path = name.partition(".")
+
+    def entry(key: str) -> object:
+        return adapter.get(f"{component}.{key}", adapter.get(key))
+
+    alpha, patterns = entry("lora_alpha"), entry("alpha_pattern")
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        ending = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", ending):
+            raise ValueError(f"alpha_pattern {pattern!r} is not a module path; write one pattern per module path")
+        if f".{path}".endswith(f".{ending}"):
+            alpha = value
+            break
+    if not isinstance(alpha, (int, float)):
+        return float(rank)
+    return alpha * math.sqrt(rank) if entry("use_rslora") else float(alpha)
+
+
+def _aligned(*mappings: Mapping[str, T]) -> dict[str, list[T]]:
+    """Name -> the entries of the mappings that have it; a flattened name meets its dotted spelling, which is kept."""
+    spellings: dict[str, str] = {}
+    entries: dict[str, list[T]] = defaultdict(list)
+    for mapping in mappings:
+        for name, entry in mapping.items():
+            key = flat(name)
+            spellings[key] = max(spellings.get(key, name), name, key=lambda spelling: spelling.count("."))
+            entries[key].append(entry)
+    return {spellings[key]: found for key, found in entries.items()}
+
+
+def _add_diffs(name: str, terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        check_shapes(name, total.shape, term.shape)
+        total = total.to(wide(total.dtype)) + term.to(total.device)
+    return total
+
+
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype)
+    if not torch.isfinite(cast).all():
+        largest = float(tensor.abs().max())
+        raise ValueError(f"{key} reaches {largest:g}, which {dtype} can't hold; save as float32 or bfloat16")
+    return cast
+
+
+def _without_stale(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key not in STALE}
+
+
+def _some(keys: list[str], limit: int = 3) -> str:
+    """The first keys and how many more there are."""
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
