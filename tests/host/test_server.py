@@ -1,0 +1,185 @@
+"""The pack in a real server: its nodes' descriptions, every shipped workflow, the same seed twice, and bad prompts."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from tools.comfy_client import PromptError
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted(file.stem for file in (ROOT / "workflows" / "api").glob("*.json"))
+PICTURES = Path(__file__).parent / "pictures"
+NODES = {
+    f"LCMLoRA_{name}"
+    for name in (
+        "Sampler",
+        "SamplerSelect",
+        "Schedule",
+        "ModelSampling",
+        "Loader",
+        "LoadVector",
+        "ApplyVector",
+        "Arithmetic",
+        "SaveVector",
+    )
+}
+BASELINE = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "pocket.safetensors"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "cat", "clip": ["1", 1]}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
+    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 3,
+            "steps": 4,
+            "cfg": 1.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "baseline"}},
+}
+
+
+@pytest.fixture(scope="module")
+def own_nodes(host):
+    found = {key: node for key, node in host.object_info().items() if key.startswith("LCMLoRA_")}
+    assert found, "the server has none of the pack's nodes: .host/logs/test.log says why"
+    return found
+
+
+def described_inputs(node):
+    """(name, type, options) of every input of an /object_info entry."""
+    for group in ("required", "optional"):
+        for name, spec in node["input"].get(group, {}).items():
+            yield name, spec[0], spec[1] if len(spec) > 1 else {}
+
+
+def test_all_nodes_are_there(own_nodes):
+    assert own_nodes.keys() >= NODES
+
+
+def test_category_and_description(own_nodes):
+    wrong = [key for key, node in own_nodes.items() if not node["category"].startswith("LCM-LoRA")]
+    silent = [key for key, node in own_nodes.items() if not node["description"]]
+    assert (wrong, silent) == ([], [])
+
+
+def test_every_input_has_a_tooltip(own_nodes):
+    silent = [
+        f"{key}.{name}"
+        for key, node in own_nodes.items()
+        for name, _, options in described_inputs(node)
+        if not options.get("tooltip")
+    ]
+    assert silent == []
+
+
+def test_every_number_has_a_default_and_a_range(own_nodes):
+    numbers = [
+        (f"{key}.{name}", options)
+        for key, node in own_nodes.items()
+        for name, kind, options in described_inputs(node)
+        if kind in ("INT", "FLOAT")
+    ]
+    wrong = [name for name, options in numbers if not {"default", "min", "max"} <= options.keys()]
+    outside = [name for name, o in numbers if name not in wrong and not o["min"] <= o["default"] <= o["max"]]
+    assert (wrong, outside) == ([], [])
+
+
+def test_workflows_are_shipped():
+    assert {"lcm_lora_txt2img", "lcm_lora_style_mix"} <= set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_twice_gives_the_same_picture_and_the_stored_one(name, sample, workflow, request):
+    first, second = sample(workflow(name)), sample(workflow(name))
+    assert first
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    stored = PICTURES / f"{name}.png"
+    if request.config.getoption("--store-pictures"):
+        PICTURES.mkdir(exist_ok=True)
+        Image.fromarray(first[0]).save(stored)
+    assert stored.exists(), "look at the workflow's picture, then store it: run.py test tests/host --store-pictures"
+    difference = np.abs(coarse(first[0]) - coarse(np.asarray(Image.open(stored).convert("RGB"))))
+    assert difference.mean() < 4 and difference.max() < 32
+
+
+def coarse(image):
+    """Means of 4 × 4 pixels: what is seen, without the last bits of another CPU's arithmetic."""
+    height, width, channels = image.shape
+    return image.reshape(height // 4, 4, width // 4, 4, channels).mean((1, 3), dtype=np.float64)
+
+
+def set_input(graph, class_type, name, value):
+    """A copy of the graph with one input of the first node of that class set."""
+    graph = copy.deepcopy(graph)
+    node = next(node for node in graph.values() if node["class_type"] == class_type)
+    assert name in node["inputs"]
+    node["inputs"][name] = value
+    return graph
+
+
+@pytest.fixture
+def foreign_lora(base):
+    """The file name of a LoRA with SDXL's shapes, in the host's folder while the test runs."""
+    path = base / "models" / "loras" / "test_foreign_sdxl.safetensors"
+    block = "lora_unet_input_blocks_7_1_transformer_blocks_9_attn2_to_k"
+    down, up = np.ones((4, 2048), np.float32), np.ones((1280, 4), np.float32)
+    save_file({f"{block}.lora_down.weight": down, f"{block}.lora_up.weight": up}, path)
+    yield path.name
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def good(sample, workflow):
+    """Pictures before anything went wrong: with the LCM-LoRA, and of the model alone."""
+    return sample(workflow("lcm_lora_txt2img")), sample(BASELINE)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "value", "said"),
+    [
+        ("LCMLoRA_Loader", "lora_name", "missing.safetensors", ["missing.safetensors"]),
+        ("LCMLoRA_Loader", "lora_name", "foreign", ["test_foreign_sdxl.safetensors", "SDXL"]),
+        ("LCMLoRA_Loader", "strength", math.nan, ["strength", "nan"]),
+        ("LCMLoRA_Sampler", "steps", 0, ["steps", "0", "1"]),
+        ("LCMLoRA_Sampler", "steps", 51, ["steps", "51", "50"]),
+        ("LCMLoRA_Sampler", "denoise", math.nan, ["denoise", "nan"]),
+        ("LCMLoRA_Sampler", "cfg", math.nan, ["cfg", "nan"]),
+    ],
+)
+def test_bad_prompt_is_refused_and_leaves_no_trace(
+    class_type, name, value, said, good, host, sample, workflow, foreign_lora
+):
+    value = foreign_lora if value == "foreign" else value
+    with pytest.raises(PromptError) as caught:
+        host.queue(set_input(workflow("lcm_lora_txt2img"), class_type, name, value))
+    text = str(caught.value).lower()
+    assert [word for word in said if word.lower() not in text] == []
+    for before, after in zip(good, (sample(workflow("lcm_lora_txt2img")), sample(BASELINE)), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_history_keeps_the_error(host, workflow, foreign_lora):
+    with pytest.raises(PromptError) as caught:
+        host.queue(set_input(workflow("lcm_lora_txt2img"), "LCMLoRA_Loader", "lora_name", foreign_lora))
+    status = caught.value.entry["status"]
+    assert status["status_str"] == "error"
+    assert "execution_error" in dict(status["messages"])
