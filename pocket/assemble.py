@@ -1,0 +1,144 @@
+"""Assemble the pocket checkpoint and its LoRAs for the host from the weights that are shipped.
+
+`python -m pocket.assemble --checkpoints DIR --loras DIR` writes `pocket.safetensors`, which the stock
+CheckpointLoaderSimple loads as Stable Diffusion 1.5, and `pocket_lcm.safetensors` and `pocket_style.safetensors` in
+kohya names. The text encoder has CLIP-L's shape and is nearly all zeros: the file is sparse, about 60 MB on disk.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lcm_core.lora import LoRAVector
+from lcm_core.lora.lowrank import Factors
+
+from . import autoencoder, teacher, unet
+from .data import WORDS
+
+HERE = Path(__file__).parent
+LORAS = {f"pocket_{name}": HERE / "weights" / f"{name}_lora.safetensors" for name in ("lcm", "style")}
+VOCABULARY, CLIP_WIDTH, CLIP_HIDDEN, CLIP_LAYERS = 49408, 768, 3072, 12
+WORD_TOKENS = HERE / "word_tokens.json"  # word -> row of CLIP's token table
+
+
+def text_encoder(table: Tensor) -> dict[str, Tensor | tuple[int, ...]]:
+    """CLIP-L's weights with prefix; a shape stands for a tensor of zeros."""
+    tokens = json.loads(WORD_TOKENS.read_text())
+    rows = torch.zeros(VOCABULARY, CLIP_WIDTH, dtype=torch.float16)
+    rows[[tokens[word] for word in WORDS]] = table.half()
+    weights: dict[str, Tensor | tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": rows,
+        "embeddings.position_embedding.weight": (77, CLIP_WIDTH),
+        "final_layer_norm.weight": torch.ones(CLIP_WIDTH, dtype=torch.float16),
+        "final_layer_norm.bias": (CLIP_WIDTH,),
+    }
+    square, wide = (CLIP_WIDTH, CLIP_WIDTH), (CLIP_HIDDEN, CLIP_WIDTH)
+    for i in range(CLIP_LAYERS):
+        layer = f"encoder.layers.{i}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            weights |= {f"{layer}self_attn.{name}.weight": square, f"{layer}self_attn.{name}.bias": (CLIP_WIDTH,)}
+        weights |= {f"{layer}mlp.fc1.weight": wide, f"{layer}mlp.fc1.bias": (CLIP_HIDDEN,)}
+        weights |= {f"{layer}mlp.fc2.weight": wide[::-1], f"{layer}mlp.fc2.bias": (CLIP_WIDTH,)}
+        for name in ("layer_norm1", "layer_norm2"):
+            weights |= {f"{layer}{name}.weight": (CLIP_WIDTH,), f"{layer}{name}.bias": (CLIP_WIDTH,)}
+    return {f"cond_stage_model.transformer.text_model.{key}": value for key, value in weights.items()}
+
+
+def checkpoint() -> dict[str, Tensor | tuple[int, ...]]:
+    """Every weight of the pocket checkpoint in float16, under SD1.5's names."""
+    weights = load_file(teacher.WEIGHTS)
+    table = weights.pop("words.table")
+    tensors: dict[str, Tensor | tuple[int, ...]] = {
+        f"model.diffusion_model.{key}": value.half() for key, value in unet.host_state_dict(weights).items()
+    }
+    for key, value in autoencoder.host_state_dict(load_file(autoencoder.WEIGHTS)).items():
+        tensors[f"first_stage_model.{key}"] = value.half() if value.ndim else value
+    return tensors | text_encoder(table)
+
+
+def write_sparse(path: Path, tensors: dict[str, Tensor | tuple[int, ...]]) -> None:
+    """A safetensors file in which zeros are holes: runs of zero bytes are skipped, not written."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", "modelspec.title": "Pocket emoji model"}}
+    names = {torch.float16: "F16", torch.float32: "F32"}
+    offset = 0
+    for key, value in tensors.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else value
+        dtype = value.dtype if isinstance(value, Tensor) else torch.float16
+        size = math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key, value in tensors.items():
+            if isinstance(value, Tensor):
+                data = value.contiguous().view(-1).numpy().tobytes()
+                begin = start + header[key]["data_offsets"][0]  # type: ignore[index]
+                for at in range(0, len(data), 4096):
+                    block = data[at : at + 4096]
+                    if block.strip(b"\0"):
+                        file.seek(begin + at)
+                        file.write(block)
+        file.truncate(start + offset)
+
+
+def lora_vector(path: Path) -> LoRAVector:
+    """A shipped LoRA of the narrow UNet, padded to the host's width."""
+    vector = LoRAVector.load(path)
+    modules = {}
+    for name, native in _native_paths(vector).items():
+        factors = vector.modules[name]
+        modules[name] = Factors(*unet.host_lora({native: (factors.down, factors.up)})[native], factors.alpha)
+    return LoRAVector(modules, metadata=vector.metadata)
+
+
+def _native_paths(vector: LoRAVector) -> dict[str, str]:
+    from lcm_core.lora.keys import spell
+
+    return {name: native.removeprefix("diffusion_model.") for name, native in spell(vector.modules, "native").items()}
+
+
+def fingerprint(*sources: Path) -> str:
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(unet.__file__).read_bytes())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def written(path: Path, mark: str, write) -> None:
+    """Write `path` unless the stamp beside it says that it was made from the same sources; beside, then renamed."""
+    stamp = path.with_suffix(".stamp")
+    if path.exists() and stamp.exists() and stamp.read_text() == mark:
+        return
+    part = path.with_name(f"part-{path.name}")
+    write(part)
+    os.replace(part, path)
+    stamp.write_text(mark)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--loras", type=Path, required=True)
+    args = parser.parse_args()
+    for folder in (args.checkpoints, args.loras):
+        folder.mkdir(parents=True, exist_ok=True)
+    written(args.checkpoints / "pocket.safetensors", fingerprint(teacher.WEIGHTS, autoencoder.WEIGHTS, WORD_TOKENS),
+            lambda path: write_sparse(path, checkpoint()))  # fmt: skip
+    for name, source in LORAS.items():
+        written(args.loras / f"{name}.safetensors", fingerprint(source),
+                lambda path, source=source: lora_vector(source).save(path, dtype=torch.float16))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The pocket autoencoder: the TAESD graph at 16/32/64/64 channels, zero-padded to 64 for the host.
+
+Pictures are (B, 3, 64, 64) in [0, 1], latents (B, 4, 8, 8) of about unit variance. `python -m pocket.autoencoder`
+trains it.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .data import STYLES, pictures
+from .training import join_processes, train
+
+WIDTHS = (16, 32, 64, 64)  # channels at 64, 32, 16 and 8 pixels
+HOST_WIDTH = 64
+WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
+
+
+class Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x) + x)
+
+
+def encoder(widths: tuple[int, int, int, int] = WIDTHS) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1), Block(widths[0])]
+    for wide, narrow in zip(widths, widths[1:], strict=False):
+        layers += [nn.Conv2d(wide, narrow, 3, stride=2, padding=1, bias=False), *(Block(narrow) for _ in range(3))]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 4, 3, padding=1))
+
+
+def decoder(widths: tuple[int, int, int, int] = WIDTHS) -> nn.Sequential:
+    up = widths[::-1]
+    layers: list[nn.Module] = [Clamp(), nn.Conv2d(4, up[0], 3, padding=1), nn.ReLU()]
+    for wide, narrow in zip(up, up[1:], strict=False):
+        layers += [*(Block(wide) for _ in range(3)), nn.Upsample(scale_factor=2)]
+        layers += [nn.Conv2d(wide, narrow, 3, padding=1, bias=False)]
+    return nn.Sequential(*layers, Block(up[-1]), nn.Conv2d(up[-1], 3, 3, padding=1))
+
+
+def initialise(network: nn.Sequential) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.conv[-1].weight.data.mul_(0.2)
+    network[-1].weight.data.mul_(0.5)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 of the pixels and of their differences: the second keeps outlines sharp."""
+    across = (output.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
+    down = (output.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
+    return (output - target).abs().mean() + 0.5 * (across + down)
+
+
+def pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zero-pad every axis at its end."""
+    missing = [wanted - size for size, wanted in zip(tensor.shape, shape, strict=True)]
+    return F.pad(tensor, [n for axis in reversed(missing) for n in (0, axis)])
+
+
+def host_state_dict(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The host's autoencoder weights: `taesd_encoder.*` and `taesd_decoder.*`, 64 channels everywhere.
+
+    Channels past the trained ones are zero in and zero out, so the padding changes nothing.
+    """
+    wide = (HOST_WIDTH,) * 4
+    shapes = {f"taesd_encoder.{k}": v.shape for k, v in encoder(wide).state_dict().items()}
+    shapes |= {f"taesd_decoder.{k}": v.shape for k, v in decoder(wide).state_dict().items()}
+    padded = {key: pad(narrow[key].float(), tuple(shape)) for key, shape in shapes.items()}
+    return padded | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+
+
+def load_autoencoder(path: Path = WEIGHTS) -> tuple[nn.Sequential, nn.Sequential]:
+    weights = load_file(path)
+    networks = encoder(), decoder()
+    for network, prefix in zip(networks, ("taesd_encoder.", "taesd_decoder."), strict=True):
+        network.load_state_dict({k[len(prefix) :]: v.float() for k, v in weights.items() if k.startswith(prefix)})
+        network.requires_grad_(False).eval()
+    return networks
+
+
+def whiten(encode: nn.Sequential, decode: nn.Sequential, images: Tensor) -> None:
+    """Fold each latent channel's mean and deviation into the last encoder layer and (but for its clamp) the decoder."""
+    with torch.no_grad():
+        z = encode(images)
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        encode[-1].weight /= std[:, None, None, None]
+        encode[-1].bias.sub_(mean).div_(std)
+        decode[1].bias += torch.einsum("oihw,i->o", decode[1].weight, mean)
+        decode[1].weight *= std[None, :, None, None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    parser.add_argument("--steps", type=int, default=1000, help="of both halves")
+    parser.add_argument("--decoder-steps", type=int, default=2000, help="of the decoder alone, after them")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+    rank, processes = join_processes()
+    torch.manual_seed(0)
+
+    images = torch.cat([pictures(style, args.cache).images for style in STYLES])
+    encode, decode = encoder(), decoder()
+    for network in (encode, decode):
+        initialise(network)
+        network.to(memory_format=torch.channels_last)
+
+    def batch(generator: torch.Generator) -> Tensor:
+        x = images[torch.randint(len(images), (8 // processes,), generator=generator)].float() / 255
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def joint_loss(generator: torch.Generator) -> Tensor:
+        x = batch(generator)
+        z = encode(x)
+        spread = (z.mean() ** 2 + (z.var() - 1) ** 2) * 0.01
+        return reconstruction_loss(decode(z + 0.05 * torch.randn(z.shape, generator=generator)), x) + spread
+
+    def decoder_loss(generator: torch.Generator) -> Tensor:
+        x = batch(generator)
+        with torch.no_grad():
+            z = encode(x)
+        return reconstruction_loss(decode(z + 0.05 * torch.randn(z.shape, generator=generator)), x)
+
+    train("autoencoder", {"encoder": encode, "decoder": decode}, joint_loss, steps=args.steps, lr=2e-3,
+          state=args.cache / "autoencoder.pt")  # fmt: skip
+    whiten(encode, decode, images[::4].float() / 255)
+    encode.requires_grad_(False)
+    train("decoder", {"decoder": decode}, decoder_loss, steps=args.decoder_steps, lr=2e-3,
+          state=args.cache / "decoder.pt", seed=1)  # fmt: skip
+    if rank > 0:
+        return
+
+    with torch.no_grad():
+        x = images.float() / 255
+        z = encode(x)
+        error = F.mse_loss(decode(z).clamp(0, 1), x)
+    psnr = f"{-10 * error.log10():.2f}"
+    print(f"PSNR {psnr} dB, latent mean {z.mean():.3f}, std {z.std():.3f}")
+    weights = {f"taesd_encoder.{k}": v.half().contiguous() for k, v in encode.state_dict().items()}
+    weights |= {f"taesd_decoder.{k}": v.half().contiguous() for k, v in decode.state_dict().items()}
+    save_file(weights, args.out, metadata={"psnr_db": psnr})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One loop for every stage of the recipe: fixed seed and length, progress, resuming after a kill, several processes.
+
+Start a stage with `torchrun --nproc-per-node 2 -m pocket.<stage>` to share each batch between processes: on a small
+model two processes of one thread do twice what one process of two threads does.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lcm_core.distill.trainer import average_gradients
+
+
+def join_processes() -> tuple[int, int]:
+    """(rank, number) of the processes that `torchrun` started; (0, 1) without it."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor: linear warm-up, then a half cosine down to 0.02."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(
+    name: str,
+    modules: dict[str, nn.Module],
+    loss_of: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    state: Path,
+    seed: int = 0,
+    after_step: Callable[[], None] = lambda: None,
+    save_every: int = 100,
+) -> None:
+    """Minimise `loss_of(generator)` over the trainable parameters of `modules` with Adam and a cosine rate.
+
+    Every `save_every` steps the modules and the optimizer go to `state` (written beside, then renamed), and a later
+    call goes on from there. The generator is seeded anew by (seed, step, process). `modules` may hold averaged copies:
+    they are saved, and trained only if they require gradients. `after_step` runs after each update.
+    """
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), foreach=True)
+    done = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        for key, module in modules.items():
+            module.load_state_dict(saved["modules"][key])
+        optimizer.load_state_dict(saved["optimizer"])
+        done = saved["done"]
+    average = None
+    progress = tqdm(range(done, steps), initial=done, total=steps, desc=name, mininterval=10, disable=rank > 0)
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * cosine(step, steps)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + rank)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(generator)
+        loss.backward()
+        if processes > 1:
+            average_gradients(parameters, processes)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        after_step()
+        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
+        progress.set_postfix(loss=f"{average:.5f}", refresh=False)
+        if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
+            beside = state.with_suffix(".part")
+            weights = {key: module.state_dict() for key, module in modules.items()}
+            torch.save({"modules": weights, "optimizer": optimizer.state_dict(), "done": step + 1}, beside)
+            os.replace(beside, state)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, live: nn.Module, decay: float) -> None:
+    """Exponential moving average of the parameters: average <- decay * average + (1 - decay) * live."""
+    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)

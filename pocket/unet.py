@@ -1,0 +1,232 @@
+"""The pocket UNet: Stable Diffusion 1.5's block graph with one resolution, at less than half the host's width.
+
+The module names are SD's own (LDM), so its weights and its LoRAs carry the names that every SD1.5 tool knows. It trains
+at 120 channels; the host's SD1.5 loader wants 320, and `host_state_dict` zero-pads. The padding is exact:
+
+- GroupNorm: the host's 32 groups hold 10 channels (20 after a skip is concatenated), here 12 groups hold as many.
+- attention: 3 of the host's 8 heads of 40 are used; a head of zeros adds nothing.
+- LayerNorm is the one layer that sees the padding: its mean and variance run over 320 channels, most of them zero.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+WIDTH, HOST_WIDTH = 120, 320
+HEAD = 40
+GROUPS = WIDTH // 10
+CONTEXT = 768
+TOKENS = 77
+
+
+class PaddedLayerNorm(nn.Module):
+    """LayerNorm over HOST_WIDTH channels of which only the first WIDTH are stored and the rest are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+        self.bias = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.sum(-1, keepdim=True) / HOST_WIDTH
+        variance = x.square().sum(-1, keepdim=True) / HOST_WIDTH - mean.square()
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+class ResBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, WIDTH, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * WIDTH, WIDTH))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, WIDTH), nn.SiLU(), nn.Identity(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if channels == WIDTH else nn.Conv2d(channels, WIDTH, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Attention(nn.Module):
+    def __init__(self, context: int = WIDTH):
+        super().__init__()
+        self.to_q = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.to_k = nn.Linear(context, WIDTH, bias=False)
+        self.to_v = nn.Linear(context, WIDTH, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (
+            rearrange(t, "b n (h d) -> b h n d", d=HEAD)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+
+
+class GEGLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(WIDTH, 8 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(), nn.Identity(), nn.Linear(4 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2, self.ff = Attention(), Attention(CONTEXT), FeedForward()
+        self.norm1, self.norm2, self.norm3 = PaddedLayerNorm(), PaddedLayerNorm(), PaddedLayerNorm()
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, WIDTH, eps=1e-6)
+        self.proj_in = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock()])
+        self.proj_out = nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        height = x.shape[2]
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        for block in self.transformer_blocks:
+            h = block(h, context, mask)
+        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))
+
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Sinusoids of the timestep, cosines first: (B,) -> (B, HOST_WIDTH)."""
+    half = HOST_WIDTH // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class PocketUNet(nn.Module):
+    """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embed = nn.Sequential(
+            nn.Linear(HOST_WIDTH, 4 * WIDTH), nn.SiLU(), nn.Linear(4 * WIDTH, 4 * WIDTH)
+        )
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(4, WIDTH, 3, padding=1)]), nn.ModuleList([ResBlock(WIDTH), SpatialTransformer()])]
+        )
+        self.middle_block = nn.ModuleList([ResBlock(WIDTH), SpatialTransformer(), ResBlock(WIDTH)])
+        self.output_blocks = nn.ModuleList(nn.ModuleList([ResBlock(2 * WIDTH), SpatialTransformer()]) for _ in range(2))
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t))
+
+        def run(block: nn.ModuleList, h: Tensor) -> Tensor:
+            for layer in block:
+                h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h, context, mask)
+            return h
+
+        skips = [self.input_blocks[0][0](x)]
+        skips.append(run(self.input_blocks[1], skips[0]))
+        h = run(self.middle_block, skips[1])
+        for block in self.output_blocks:
+            h = run(block, torch.cat([h, skips.pop()], dim=1))
+        return self.out(h)
+
+
+class Words(nn.Module):
+    """The pocket text encoder: a bag of words, as the host's CLIP-L graph computes it.
+
+    Positions and every other layer of CLIP are zero, so a word's vector is the final LayerNorm of its token row, and
+    all tokens without a trained row are the zero vector. In place of 77 - n equal zero tokens, one stands with an
+    attention bias of log(77 - n).
+    """
+
+    def __init__(self, words: tuple[str, ...]):
+        super().__init__()
+        self.words = words
+        self.table = nn.Parameter(torch.randn(len(words), CONTEXT))
+
+    def index(self, prompts: list[list[str]]) -> Tensor:
+        """Word lists to (B, 2) indices, len(words) where there is no word."""
+        index = torch.full((len(prompts), 2), len(self.words))
+        for row, words in enumerate(prompts):
+            for column, word in enumerate(words):
+                index[row, column] = self.words.index(word)
+        return index
+
+    def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 2) indices to context (B, 3, 768) and attention mask (B, 1, 1, 3)."""
+        rows = F.layer_norm(self.table, (CONTEXT,))
+        rows = torch.cat([rows, rows.new_zeros(1, CONTEXT)])
+        context = F.pad(rows[index], (0, 0, 0, 1))
+        absent = index == len(self.words)
+        zeros = torch.log(TOKENS - (~absent).sum(1, keepdim=True).float())
+        mask = torch.cat([torch.zeros(index.shape).masked_fill(absent, -torch.inf), zeros], dim=1)
+        return context, mask[:, None, None, :]
+
+
+def pad_axis(tensor: Tensor, axis: int, wanted: int, parts: int = 1) -> Tensor:
+    """Zero-pad each of `parts` equal runs along an axis, so that the axis becomes `wanted` long."""
+    runs = tensor.chunk(parts, dim=axis)
+    extra = wanted // parts - runs[0].shape[axis]
+    return torch.cat([F.pad(run, (0, 0) * (tensor.ndim - 1 - axis) + (0, extra)) for run in runs], dim=axis)
+
+
+def host_shapes() -> dict[str, tuple[tuple[int, ...], tuple[int, int]]]:
+    """For each weight: its shape in the host, and into how many runs its (output, input) axes are split.
+
+    A GEGLU projection holds value and gate, and a concatenated skip holds two feature maps: each half is padded apart.
+    """
+    shapes = {}
+    for name, parameter in PocketUNet().named_parameters():
+        halves_in = name.startswith("output_blocks") and any(k in name for k in (".in_layers.2", ".skip_connection"))
+        norm_of_skip = name.startswith("output_blocks") and ".in_layers.0" in name
+        parts = (2 if ".ff.net.0.proj" in name or norm_of_skip else 1, 2 if halves_in else 1)
+        kept = (4, CONTEXT) if name != "time_embed.0.weight" else (HOST_WIDTH,)
+        shape = tuple(n if n in kept else n * HOST_WIDTH // WIDTH for n in parameter.shape[:2])
+        shapes[name] = (shape + tuple(parameter.shape[2:]), parts)
+    return shapes
+
+
+def host_state_dict(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights at the host's width (names without prefix), float32."""
+    padded = {}
+    for name, (shape, parts) in host_shapes().items():
+        tensor = narrow[name].float()
+        for axis in range(min(2, tensor.ndim)):
+            tensor = pad_axis(tensor, axis, shape[axis], parts[axis])
+        padded[name] = tensor
+    return padded
+
+
+def host_lora(narrow: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """LoRA factors (down (r, in, ...), up (out, r, ...)) by module name, padded to the host's width."""
+    padded = {}
+    for name, (down, up) in narrow.items():
+        shape, parts = host_shapes()[f"{name}.weight"]
+        padded[name] = pad_axis(down, 1, shape[1], parts[1]), pad_axis(up, 0, shape[0], parts[0])
+    return padded
