@@ -64,6 +64,7 @@ def with_consistency_sampling(model):
 
 def lcm_sigmas(model, steps: int, original_steps: int, strength: float) -> Tensor:
     """The host's sigmas (steps + 1,) at `lcm_timesteps` of the model's own schedule, and a final 0."""
+    check_finite(denoise=strength)
     table = model.get_model_object("model_sampling").sigmas
     timesteps = lcm_timesteps(steps, original_steps=original_steps, strength=strength, train_steps=len(table))
     return torch.cat([table[timesteps].float().cpu(), torch.zeros(1)])

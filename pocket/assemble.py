@@ -2,7 +2,7 @@
 
 `python -m pocket.assemble --checkpoints DIR --loras DIR` writes `pocket.safetensors`, which the stock
 CheckpointLoaderSimple loads as Stable Diffusion 1.5, and `pocket_lcm.safetensors` and `pocket_style.safetensors` in
-kohya names. The text encoder has CLIP-L's shape and is nearly all zeros: the file is sparse, about 60 MB on disk.
+kohya names. The text encoder has CLIP-L's shape and is nearly all zeros: the file is sparse, about 25 MB on disk.
 """
 
 import argparse
@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcm_core.lora import LoRAVector
-from lcm_core.lora.lowrank import Factors
+from lcm_core.lora import Factors, LoRAVector, spell
 
 from . import autoencoder, teacher, unet
 from .data import WORDS
@@ -94,17 +94,12 @@ def write_sparse(path: Path, tensors: dict[str, Tensor | tuple[int, ...]]) -> No
 def lora_vector(path: Path) -> LoRAVector:
     """A shipped LoRA of the narrow UNet, padded to the host's width."""
     vector = LoRAVector.load(path)
+    native = spell(vector.modules, "native")
     modules = {}
-    for name, native in _native_paths(vector).items():
-        factors = vector.modules[name]
-        modules[name] = Factors(*unet.host_lora({native: (factors.down, factors.up)})[native], factors.alpha)
+    for name, factors in vector.modules.items():
+        path_in_unet = native[name].removeprefix("diffusion_model.")
+        modules[name] = Factors(*unet.host_factors(path_in_unet, factors.down, factors.up), factors.alpha)
     return LoRAVector(modules, metadata=vector.metadata)
-
-
-def _native_paths(vector: LoRAVector) -> dict[str, str]:
-    from lcm_core.lora.keys import spell
-
-    return {name: native.removeprefix("diffusion_model.") for name, native in spell(vector.modules, "native").items()}
 
 
 def fingerprint(*sources: Path) -> str:
@@ -114,7 +109,7 @@ def fingerprint(*sources: Path) -> str:
     return digest.hexdigest()
 
 
-def written(path: Path, mark: str, write) -> None:
+def written(path: Path, mark: str, write: Callable[[Path], None]) -> None:
     """Write `path` unless the stamp beside it says that it was made from the same sources; beside, then renamed."""
     stamp = path.with_suffix(".stamp")
     if path.exists() and stamp.exists() and stamp.read_text() == mark:

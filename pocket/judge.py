@@ -17,6 +17,7 @@ from .data import BACKGROUNDS, CATEGORIES, CATEGORY_OF, OBJECTS, STYLES, picture
 from .training import train
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+REFERENCE = WEIGHTS.with_name("judge_features.safetensors")  # of the data, by style: (576, 48) each
 FEATURES = 48
 
 
@@ -116,7 +117,9 @@ def main() -> None:
     train("judge", {"judge": judge}, loss_of, steps=args.steps, lr=2e-3, state=args.cache / "judge.pt", seed=3)
     with torch.no_grad():
         logits = judge.logits(images.float() / 255)
+        features = [judge(s.images.float() / 255) for s in sets]
     print({name: (logits[name].argmax(1) == labels[name]).float().mean().item() for name in logits})
+    save_file(dict(zip(STYLES, features, strict=True)), REFERENCE)
     save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()}, args.out)
 
 

@@ -9,6 +9,7 @@ at 120 channels; the host's SD1.5 loader wants 320, and `host_state_dict` zero-p
 """
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -196,13 +197,16 @@ def pad_axis(tensor: Tensor, axis: int, wanted: int, parts: int = 1) -> Tensor:
     return torch.cat([F.pad(run, (0, 0) * (tensor.ndim - 1 - axis) + (0, extra)) for run in runs], dim=axis)
 
 
+@cache
 def host_shapes() -> dict[str, tuple[tuple[int, ...], tuple[int, int]]]:
     """For each weight: its shape in the host, and into how many runs its (output, input) axes are split.
 
     A GEGLU projection holds value and gate, and a concatenated skip holds two feature maps: each half is padded apart.
     """
+    with torch.device("meta"):
+        narrow = PocketUNet()
     shapes = {}
-    for name, parameter in PocketUNet().named_parameters():
+    for name, parameter in narrow.named_parameters():
         halves_in = name.startswith("output_blocks") and any(k in name for k in (".in_layers.2", ".skip_connection"))
         norm_of_skip = name.startswith("output_blocks") and ".in_layers.0" in name
         parts = (2 if ".ff.net.0.proj" in name or norm_of_skip else 1, 2 if halves_in else 1)
@@ -223,10 +227,7 @@ def host_state_dict(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
     return padded
 
 
-def host_lora(narrow: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """LoRA factors (down (r, in, ...), up (out, r, ...)) by module name, padded to the host's width."""
-    padded = {}
-    for name, (down, up) in narrow.items():
-        shape, parts = host_shapes()[f"{name}.weight"]
-        padded[name] = pad_axis(down, 1, shape[1], parts[1]), pad_axis(up, 0, shape[0], parts[0])
-    return padded
+def host_factors(module: str, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """LoRA factors (down (r, in, ...), up (out, r, ...)) of a module, padded to the host's width."""
+    shape, parts = host_shapes()[f"{module}.weight"]
+    return pad_axis(down, 1, shape[1], parts[1]), pad_axis(up, 0, shape[0], parts[0])

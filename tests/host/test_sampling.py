@@ -1,0 +1,120 @@
+"""The sampler in a real server: one node or its parts, alone or in a batch, with core's LoRA nodes or ours."""
+
+import copy
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def graph(workflow):
+    graph = workflow("lcm_lora_txt2img")
+    graph["5"]["inputs"]["batch_size"] = 3
+    return graph
+
+
+def set_inputs(graph, **inputs):
+    """A copy with inputs of LCM Sampler set."""
+    graph = copy.deepcopy(graph)
+    graph["6"]["inputs"] |= inputs
+    return graph
+
+
+def in_parts(graph):
+    """The same picture by core's SamplerCustom with our sampler, schedule and model sampling."""
+    graph = copy.deepcopy(graph)
+    whole = graph["6"]["inputs"]
+    grid = {name: whole[name] for name in ("steps", "denoise", "original_steps")}
+    graph["20"] = {"class_type": "LCMLoRA_ModelSampling", "inputs": {"model": whole["model"]}}
+    graph["21"] = {"class_type": "LCMLoRA_SamplerSelect", "inputs": {"gamma": whole["gamma"]}}
+    graph["22"] = {"class_type": "LCMLoRA_Schedule", "inputs": {"model": ["20", 0], **grid}}
+    linked = {"model": ["20", 0], "sampler": ["21", 0], "sigmas": ["22", 0], "latent_image": whole["latent"]}
+    conditioning = {name: whole[name] for name in ("positive", "negative", "cfg")}
+    graph["6"] = {
+        "class_type": "SamplerCustom",
+        "inputs": {"add_noise": True, "noise_seed": whole["seed"], **conditioning, **linked},
+    }
+    return graph
+
+
+OPTIONS = [{}, {"gamma": 0.3}, {"gamma": 0.0, "cfg": 1.5}, {"steps": 3, "original_steps": 25}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_parts_give_the_same_picture(graph, host, options):
+    graph = set_inputs(graph, seed=21, **options)
+    whole, parts = (host.images(host.queue(g)) for g in (graph, in_parts(graph)))
+    assert len(whole) == 3
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_gamma_and_seed_change_the_picture(graph, host):
+    pictures = [
+        host.images(host.queue(set_inputs(graph, **options)))[0]
+        for options in ({}, {"gamma": 0.5}, {"seed": 8}, {"steps": 2})
+    ]
+    for i, one in enumerate(pictures):
+        for other in pictures[:i]:
+            assert np.abs(one.astype(int) - other).mean() > 0.5
+
+
+def test_image_of_a_batch_is_the_same_by_itself(graph, host):
+    whole = host.images(host.queue(set_inputs(graph, seed=22)))
+    alone = set_inputs(graph, seed=22, latent=["30", 0])
+    alone["30"] = {"class_type": "LatentFromBatch", "inputs": {"samples": ["5", 0], "batch_index": 2, "length": 1}}
+    (picture,) = host.images(host.queue(alone))
+    assert np.abs(picture.astype(int) - whole[2]).max() <= 1
+
+
+def test_denoise_keeps_the_picture(graph, host):
+    """Image to image at a low strength stays near its input, at full strength it does not."""
+    graph = set_inputs(graph, seed=23, steps=4)
+    start = host.images(host.queue(graph))
+    again = copy.deepcopy(graph)
+    again["40"] = copy.deepcopy(graph["6"])
+    again["40"]["inputs"] |= {"latent": ["6", 0], "seed": 24}
+    again["7"]["inputs"]["samples"] = ["40", 0]
+    change = {}
+    for denoise in (0.1, 1.0):
+        again["40"]["inputs"]["denoise"] = denoise
+        change[denoise] = np.abs(np.subtract(host.images(host.queue(again)), start, dtype=float)).mean()
+    assert change[0.1] < 0.5 * change[1.0]
+
+
+def test_our_vector_in_cores_loader(workflow, host):
+    graph = workflow("lcm_lora_style_mix")
+    ours = host.images(host.queue(graph))
+    graph["5"] = {
+        "class_type": "LoraModelLoader",
+        "inputs": {"model": ["1", 0], "lora": ["4", 0], "strength_model": 1.0},
+    }
+    np.testing.assert_array_equal(ours, host.images(host.queue(graph)))
+
+
+def test_saved_vector_loads_with_the_same_effect(workflow, host, base):
+    graph = workflow("lcm_lora_txt2img")
+    before = host.images(host.queue(graph))
+    save = {"lora": ["2", 1], "filename_prefix": "loras/test_saved", "dialect": "peft", "dtype": "float16"}
+    entry = host.queue(graph | {"50": {"class_type": "LCMLoRA_SaveVector", "inputs": save}})
+    (path,) = entry["outputs"]["50"]["text"]
+    name = path.replace("\\", "/").rpartition("/loras/")[2]
+    graph["2"]["inputs"]["lora_name"] = name
+    after = host.images(host.queue(graph))
+    assert np.abs(np.subtract(before, after, dtype=float)).max() <= 2
+
+
+def test_too_small_a_strength_is_explained(graph, host):
+    from tools.comfy_client import PromptError
+
+    with pytest.raises(PromptError, match="steps 8 is more than the 5 points that strength 0.1 leaves"):
+        host.queue(set_inputs(graph, steps=8, denoise=0.1))
+
+
+def test_core_lcm_patch_and_ours_do_not_mix(graph, host):
+    from tools.comfy_client import PromptError
+
+    graph = set_inputs(graph, model=["60", 0])
+    patch = {"model": ["1", 0], "sampling": "lcm", "zsnr": False}
+    graph["60"] = {"class_type": "ModelSamplingDiscrete", "inputs": patch}
+    with pytest.raises(PromptError, match="take that node out"):
+        host.queue(graph)

@@ -1,0 +1,101 @@
+"""The pocket model's padding, assembly and judge: what its small weights compute is what the host computes."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from pocket import assemble, autoencoder, unet
+from pocket.data import CAPTIONS, OBJECTS, WORDS, caption_words
+from pocket.judge import as_batch, frechet_distance, load_judge, prompt_accuracy
+from pocket.unet import HOST_WIDTH, WIDTH, PaddedLayerNorm, PocketUNet, Words, host_state_dict, pad_axis
+
+
+def test_padded_layer_norm_is_layer_norm_over_the_padding():
+    norm = PaddedLayerNorm()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 5, WIDTH)
+    missing = (0, HOST_WIDTH - WIDTH)
+    expected = F.layer_norm(F.pad(x, missing), (HOST_WIDTH,), F.pad(norm.weight, missing), F.pad(norm.bias, missing))
+    torch.testing.assert_close(norm(x), expected[..., :WIDTH])
+    assert not expected[..., WIDTH:].any()
+
+
+def test_pad_axis_pads_each_run():
+    halves = pad_axis(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 1, 8, parts=2)
+    assert halves.tolist() == [[1, 2, 0, 0, 3, 4, 0, 0]]
+    assert pad_axis(torch.ones(1, 0), 1, 2).tolist() == [[0, 0]]
+
+
+def test_host_weights_keep_every_value():
+    torch.manual_seed(0)
+    narrow = PocketUNet().state_dict()
+    wide = host_state_dict(narrow)
+    assert wide.keys() == narrow.keys()
+    for name, tensor in wide.items():
+        torch.testing.assert_close(tensor.double().sum(), narrow[name].double().sum(), rtol=0, atol=1e-6)
+        assert tensor.count_nonzero() == narrow[name].count_nonzero()
+    assert wide["output_blocks.0.0.in_layers.2.weight"].shape == (320, 640, 3, 3)
+    assert wide["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
+
+
+def test_padded_factors_are_the_padded_delta():
+    module = "output_blocks.1.0.in_layers.2"
+    down, up = torch.randn(3, 2 * WIDTH, 3, 3), torch.randn(WIDTH, 3, 1, 1)
+    wide_down, wide_up = unet.host_factors(module, down, up)
+    delta = torch.einsum("orhw,rikl->oikl", up, down)
+    shape, parts = unet.host_shapes()[f"{module}.weight"]
+    expected = pad_axis(pad_axis(delta, 0, shape[0], parts[0]), 1, shape[1], parts[1])
+    torch.testing.assert_close(torch.einsum("orhw,rikl->oikl", wide_up, wide_down), expected)
+
+
+def test_padded_autoencoder_decodes_the_same():
+    _, decode = autoencoder.load_autoencoder()
+    padded = autoencoder.host_state_dict(load_file(autoencoder.WEIGHTS))
+    wide = autoencoder.decoder((autoencoder.HOST_WIDTH,) * 4)
+    wide.load_state_dict({k[len("taesd_decoder.") :]: v for k, v in padded.items() if k.startswith("taesd_decoder.")})
+    z = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(wide(z), decode(z), rtol=1e-4, atol=1e-5)
+
+
+def test_words_ignore_order_and_count_the_zero_tokens():
+    words = Words(WORDS)
+    context, mask = words(words.index([["cat", "blue"], ["blue", "cat"], []]))
+    torch.testing.assert_close(context[0, [1, 0]], context[1, :2])
+    assert not context[:, 2].any()
+    assert torch.exp(mask[:, 0, 0, 2]).round().tolist() == [75, 75, 77]
+    assert mask[2, 0, 0, :2].tolist() == [-torch.inf, -torch.inf]
+
+
+def test_captions():
+    assert abs(sum(CAPTIONS.values()) - 1) < 1e-9
+    cat = OBJECTS.index("cat")
+    spoken = {kind: caption_words(kind, cat, 3) for kind in CAPTIONS}
+    assert spoken["category colour"] == ["animal", "blue"]
+    assert spoken["object"] == ["cat"]
+    assert spoken[""] == []
+
+
+def test_sparse_file_reads_back(tmp_path):
+    tensors = {"a": torch.arange(5000.0), "zeros": (3, 4096), "half": torch.ones(2, 2).half(), "b": torch.tensor(2.5)}
+    assemble.write_sparse(tmp_path / "x.safetensors", tensors)
+    read = load_file(tmp_path / "x.safetensors")
+    assert read["zeros"].shape == (3, 4096) and not read["zeros"].any()
+    for name in ("a", "half", "b"):
+        assert torch.equal(read[name], tensors[name])
+
+
+def test_judge_counts_words_it_knows():
+    judge = load_judge()
+    white = np.full((2, 64, 64, 3), 250, np.uint8)
+    assert prompt_accuracy(judge, white, ["", "a big"]) == 1
+    assert as_batch(white[:, ::2, ::2]).shape == (2, 3, 64, 64)
+
+
+def test_frechet_distance_of_gaussians():
+    torch.manual_seed(0)
+    x = torch.randn(4000, 3)
+    assert abs(frechet_distance(x, x)) < 1e-6
+    assert abs(frechet_distance(x, x + 2) - 12) < 1e-3
+    assert abs(frechet_distance(x, 3 * x) - 12) < 0.5
