@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--steps", type=int, default=1000, help="of both halves")
-    parser.add_argument("--decoder-steps", type=int, default=2000, help="of the decoder alone, after them")
+    parser.add_argument("--decoder-steps", type=int, default=600, help="of the decoder alone, after them")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     rank, processes = join_processes()

@@ -30,7 +30,7 @@ TARGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "style_lora.safetensors"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     rank, processes = join_processes()
