@@ -7,7 +7,9 @@ Luo et al., *Latent Consistency Models* (arXiv 2310.04378); Zheng et al., *Traje
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Literal, overload
 
 import torch
@@ -17,6 +19,7 @@ from .schedule import NoiseSchedule, expand
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Denoise = Callable[[Tensor, float], Tensor]
+Process = Callable[[float], tuple[float, float]]
 Callback = Callable[[int, float, Tensor, Tensor], object]
 
 
@@ -101,7 +104,7 @@ def multistep_sample(
     denoise: Denoise,
     x: Tensor,
     levels: Sequence[float],
-    process: Callable[[float], tuple[float, float]],
+    process: Process,
     *,
     noise: Callable[[int], Tensor],
     gamma: float = 1.0,
@@ -124,35 +127,100 @@ def multistep_sample(
     callback(i, level, x, f_θ) is called after evaluation i.
     intermediate(t', γ) -> s for 0 < γ < 1. Default: (1 − γ)·t', an int for an int.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma {gamma} is outside [0, 1]; 1 is LCM's multistep sampling, 0 is deterministic")
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    check_gamma(gamma)
     for i, level in enumerate(levels):
         denoised = denoise(x, level).to(x.dtype)
         if callback is not None:
             callback(i, level, x, denoised)
         if i + 1 == len(levels):
             return denoised
-        x0, level_next = denoised.to(dtype), levels[i + 1]
-        alpha_next, sigma_next = process(level_next)
-        if gamma == 1:
-            x = alpha_next * x0
-            sigma_fresh = sigma_next
-        else:
-            alpha, sigma = process(level)
-            if sigma == 0:
-                raise ValueError(f"level {level} has sigma 0, no noise to step away from; leave it out of levels")
-            s = intermediate(level_next, gamma) if gamma > 0 else level_next
-            if s > level_next:
-                raise ValueError(f"intermediate gave {s} for level {level_next}, which is noisier; return that or less")
-            alpha_s, sigma_s = process(s)
-            x_s = alpha_s * x0 + sigma_s * (x.to(dtype) - alpha * x0) / sigma
-            x = alpha_next / alpha_s * x_s
-            sigma_fresh = math.sqrt(max(sigma_next**2 - (alpha_next / alpha_s * sigma_s) ** 2, 0.0))
-        if gamma > 0:
-            x = x + sigma_fresh * noise(i).to(x)
-        x = x.to(denoised.dtype)
+        x = next_sample(
+            x, denoised, level, levels[i + 1], process, noise=partial(noise, i), gamma=gamma, intermediate=intermediate
+        )
     return x
+
+
+def stream_sample(
+    denoise: Callable[[Tensor, list[float]], Tensor],
+    frames: Iterable[Tensor],
+    levels: Sequence[float],
+    process: Process,
+    *,
+    noise: Callable[[int, int], Tensor],
+    gamma: float = 1.0,
+    intermediate: Callable[[float, float], float] = shrink_level,
+) -> Iterator[Tensor]:
+    """Multistep consistency sampling of a sequence of frames, one evaluation a frame: yields each frame's f_θ in order.
+
+    Stream batching (Kodaira et al., *StreamDiffusion*, arXiv 2312.12491): every evaluation is a batch of up to
+    len(levels) successive frames, each at a level of its own, so N frames take N + len(levels) − 1 evaluations in
+    place of N · len(levels). Each frame's arithmetic is that of `multistep_sample`.
+
+    denoise(x, levels) -> f_θ for x (W, …) whose row w is noisy at levels[w]; the oldest frame comes first.
+    frames: each (…), noisy at levels[0]; drawn one an evaluation, so the sequence may be endless.
+    noise(frame, i) -> the z (…) that follows evaluation i of that frame.
+    levels, process, gamma, intermediate: as in `multistep_sample`. No levels is a ValueError.
+    """
+    check_gamma(gamma)
+    if len(levels) == 0:
+        raise ValueError("levels is empty; give at least one level to evaluate at")
+    source = enumerate(frames)
+    window: list[tuple[int, int, Tensor]] = []  # frame, step, x
+    while True:
+        window += [(frame, 0, x) for frame, x in islice(source, 1)]
+        if not window:
+            return
+        batch = torch.stack([x for _, _, x in window])
+        denoised = denoise(batch, [levels[step] for _, step, _ in window]).to(batch.dtype)
+        kept = []
+        for (frame, step, x), x0 in zip(window, denoised, strict=True):
+            if step + 1 == len(levels):
+                yield x0
+            else:
+                x = next_sample(
+                    x, x0, levels[step], levels[step + 1], process, noise=partial(noise, frame, step), gamma=gamma,
+                    intermediate=intermediate,
+                )  # fmt: skip
+                kept.append((frame, step + 1, x))
+        window = kept
+
+
+def next_sample(
+    x: Tensor,
+    denoised: Tensor,
+    level: float,
+    level_next: float,
+    process: Process,
+    *,
+    noise: Callable[[], Tensor],
+    gamma: float = 1.0,
+    intermediate: Callable[[float, float], float] = shrink_level,
+) -> Tensor:
+    """The sample at level_next that follows f_θ = `denoised` of x at `level`; see `multistep_sample` for the terms."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x0 = denoised.to(dtype)
+    alpha_next, sigma_next = process(level_next)
+    if gamma == 1:
+        return (alpha_next * x0 + sigma_next * noise().to(x0)).to(x.dtype)
+    alpha, sigma = process(level)
+    if sigma == 0:
+        raise ValueError(f"level {level} has sigma 0, no noise to step away from; leave it out of levels")
+    s = intermediate(level_next, gamma) if gamma > 0 else level_next
+    if s > level_next:
+        raise ValueError(f"intermediate gave {s} for level {level_next}, which is noisier; return that or less")
+    alpha_s, sigma_s = process(s)
+    x_s = alpha_s * x0 + sigma_s * (x.to(dtype) - alpha * x0) / sigma
+    x_next = alpha_next / alpha_s * x_s
+    if gamma > 0:
+        fresh = math.sqrt(max(sigma_next**2 - (alpha_next / alpha_s * sigma_s) ** 2, 0.0))
+        x_next = x_next + fresh * noise().to(x_next)
+    return x_next.to(x.dtype)
+
+
+def check_gamma(gamma: float) -> None:
+    """ValueError unless gamma is in [0, 1]."""
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma {gamma} is outside [0, 1]; 1 is LCM's multistep sampling, 0 is deterministic")
 
 
 def _check_prediction(prediction: str) -> None:
