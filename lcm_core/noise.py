@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def step_noise(shape: Sequence[int], seed: int, step: int, indices: Sequence[int] | None = None) -> Tensor:
+def step_noise(
+    shape: Sequence[int], seed: int | Sequence[int], step: int, indices: Sequence[int] | None = None
+) -> Tensor:
     """Standard normal noise for a batch, `shape` (B, …), float32 on the CPU; row b is that of image indices[b].
 
     Each row depends on (seed, image index, step) and the shape of one image alone, so an image is the same bit for bit
@@ -18,20 +20,25 @@ def step_noise(shape: Sequence[int], seed: int, step: int, indices: Sequence[int
     easy as 1, 2, 3*, SC 2011) with the seed as key and (index, step) as the counter's upper half: the streams cannot
     overlap, and all 64 bits of the seed count.
 
-    seed: 0 … 2⁶⁴ − 1. step: 0, 1, …, one for each draw. indices: the images' places in the full batch, by default
-    0 … B − 1. ValueError for a value outside these, or a number of indices other than B.
+    seed: 0 … 2⁶⁴ − 1, one for all or B of them. step: 0, 1, …, one for each draw. indices: the images' places in the
+    full batch, by default 0 … B − 1, or all 0 where each image has its own seed, as if made by itself.
+    ValueError for a value outside these, or a number of seeds or indices other than B.
     """
     if len(shape) == 0:
         raise ValueError("shape is empty; give (B, …), the number of images first")
-    indices = range(shape[0]) if indices is None else indices
-    if len(indices) != shape[0]:
-        raise ValueError(f"{len(indices)} indices for a batch of {shape[0]} images; give one index for each image")
-    for name, value in [("seed", seed), ("step", step), *(("image index", index) for index in indices)]:
+    seeds = seed if isinstance(seed, Sequence) else [seed] * shape[0]
+    if indices is None:
+        indices = [0] * shape[0] if seeds is seed else range(shape[0])
+    for name, values in (("indices", indices), ("seeds", seeds)):
+        if len(values) != shape[0]:
+            raise ValueError(f"{len(values)} {name} for a batch of {shape[0]} images; give one for each image")
+    checked = [*(("seed", s) for s in seeds), ("step", step), *(("image index", index) for index in indices)]
+    for name, value in checked:
         if not (isinstance(value, Integral) and 0 <= value < 2**64):
             raise ValueError(f"{name} {value!r} is not in 0 … 2**64 - 1; choose a whole number in that range")
     noise = torch.empty(tuple(shape), dtype=torch.float32)
-    for row, index in zip(noise, indices, strict=True):
+    for row, key, index in zip(noise, seeds, indices, strict=True):
         counter = np.array([0, 0, step, index], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=seed, counter=counter))
+        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         generator.standard_normal(dtype=np.float32, out=row.numpy())
     return noise

@@ -5,12 +5,17 @@ The forward process of a variance-preserving model is x = α(t)·x₀ + σ(t)·�
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +103,7 @@ def lcm_timesteps(
     [999, 759, 499, 259]
     """
     check_count("steps", steps)
-    check_count("original_steps", original_steps)
-    check_count("train_steps", train_steps)
-    if original_steps > train_steps:
-        raise ValueError(f"original_steps {original_steps} is more than the model's {train_steps} timesteps; lower it")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength {strength} is outside (0, 1]; 1 starts from noise, less keeps more of the image")
+    check_grid(original_steps, strength, train_steps)
     if steps > original_steps:
         raise ValueError(
             f"steps {steps} is more than the {original_steps} points of the LCM grid; "
@@ -118,6 +118,42 @@ def lcm_timesteps(
         )
     stride = train_steps // original_steps
     return [(length - int(i * (length / steps))) * stride - 1 for i in range(steps)]
+
+
+def custom_timesteps(
+    timesteps: Sequence[int], *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000
+) -> list[int]:
+    """A user's own timesteps at which to evaluate an LCM, checked as diffusers' LCMScheduler checks its `timesteps`.
+
+    Image-to-image keeps the last ⌊n·strength⌋ of the n. ValueError unless they descend strictly within
+    0 … train_steps − 1 and some are left. Logs a warning of those that distillation never visited, which are off the
+    grid {k, 2k, …} − 1, and of a first one other than train_steps − 1 at strength 1.
+    """
+    check_grid(original_steps, strength, train_steps)
+    if len(timesteps) == 0:
+        raise ValueError("the list of timesteps is empty; give at least one, such as 999, 759, 499, 259")
+    for t in timesteps:
+        if not isinstance(t, Integral) or not 0 <= t < train_steps:
+            raise ValueError(f"timestep {t!r} is not a whole number in 0 … {train_steps - 1}, the model's timesteps")
+    for before, after in pairwise(timesteps):
+        if after >= before:
+            raise ValueError(f"timestep {after} follows {before}; give the timesteps in descending order")
+    kept = list(timesteps)[len(timesteps) - int(len(timesteps) * strength) :]
+    if not kept:
+        raise ValueError(
+            f"strength {strength} leaves none of the {len(timesteps)} timesteps; "
+            f"raise it to {1 / len(timesteps):g} or more"
+        )
+    stride = train_steps // original_steps
+    strangers = [t for t in timesteps if (t + 1) % stride or t >= original_steps * stride]
+    if strangers:
+        log.warning(
+            "timesteps %s are not on the %d-point grid that the LCM was distilled on, %d, %d, …, %d; "
+            "the picture may suffer", strangers, original_steps, stride - 1, 2 * stride - 1, original_steps * stride - 1
+        )  # fmt: skip
+    if strength == 1 and timesteps[0] != train_steps - 1:
+        log.warning("the first timestep is %d, not %d, where sampling from noise begins", timesteps[0], train_steps - 1)
+    return kept
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
@@ -143,6 +179,16 @@ def expand(values: float | Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"{values.numel()} coefficients for {x.shape[0]} images; give one, or one for each image")
     dtype = torch.promote_types(x.dtype, torch.float32)
     return values.to(dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_grid(original_steps: int, strength: float, train_steps: int) -> None:
+    """ValueError unless 1 <= original_steps <= train_steps and strength is in (0, 1]."""
+    check_count("original_steps", original_steps)
+    check_count("train_steps", train_steps)
+    if original_steps > train_steps:
+        raise ValueError(f"original_steps {original_steps} is more than the model's {train_steps} timesteps; lower it")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength} is outside (0, 1]; 1 starts from noise, less keeps more of the image")
 
 
 def check_count(name: str, value: int) -> None:
