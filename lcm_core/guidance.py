@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
 
+from .lora.files import open_safetensors
 from .schedule import expand
 
 
@@ -36,3 +38,22 @@ def guidance_embedding(w: float | Tensor, dim: int = 256) -> Tensor:
     angles = 1000.0 * omega[:, None] * frequencies
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.nn.functional.pad(embedding, (0, dim % 2)).to(torch.float32)
+
+
+PROJECTIONS = ("time_embed.cond_proj.weight", "time_embedding.cond_proj.weight")  # LDM, diffusers
+
+
+def load_guidance_projection(path: str | os.PathLike[str]) -> Tensor:
+    """The weight (C, dim) by which a full LCM adds `guidance_embedding` to its timestep embedding of width C.
+
+    Read lazily from a safetensors checkpoint, or from a bare UNet in diffusers' names. Raises FileNotFoundError, and
+    ValueError for another kind of file or one without that weight.
+    """
+    with open_safetensors(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith(PROJECTIONS):
+                return file.get_tensor(key)
+    raise ValueError(
+        f"{path} has no {PROJECTIONS[0]}, so it is not a full LCM that takes its guidance as an input; "
+        "a model with an LCM-LoRA needs no guidance embedding"
+    )

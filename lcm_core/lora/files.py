@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,11 +15,9 @@ from torch import Tensor
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
-def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads (state dict on the CPU, metadata) of a safetensors file.
-
-    PEFT keeps the alpha of its `adapter_model.safetensors` in `adapter_config.json` beside it; that text is then added
-    to the metadata as `lora_adapter_metadata`, where diffusers keeps it.
+@contextmanager
+def open_safetensors(path: str | os.PathLike[str]) -> Iterator[safe_open]:
+    """A safetensors file opened for lazy reading on the CPU.
 
     Raises FileNotFoundError, and ValueError for a pickle (it could run code), a truncated or any other file.
     """
@@ -33,13 +32,24 @@ def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
             )
         raise ValueError(f"{path} is not a safetensors file (it begins with {start!r}); download or copy it again")
     try:
-        with safe_open(path, framework="pt") as file:
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+        with safe_open(path, framework="pt") as opened:
+            yield opened
     except SafetensorError as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); download or copy it again"
         ) from error
+
+
+def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads (state dict on the CPU, metadata) of a safetensors file; errors are those of `open_safetensors`.
+
+    PEFT keeps the alpha of its `adapter_model.safetensors` in `adapter_config.json` beside it; that text is then added
+    to the metadata as `lora_adapter_metadata`, where diffusers keeps it.
+    """
+    path = Path(path)
+    with open_safetensors(path) as file:
+        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
     config = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and config.is_file():
         metadata.setdefault("lora_adapter_metadata", config.read_text(encoding="utf-8"))
