@@ -1,12 +1,21 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .loading import LoadLCMLoRA
-from .sampling import ConsistencyModelSampling, ConsistencySamplerSelect, LCMSampler, LCMSchedule
+from .sampling import (
+    ConsistencyModelSampling,
+    ConsistencySamplerSelect,
+    FullLCMGuidance,
+    LCMSampler,
+    LCMSchedule,
+    StreamBatch,
+)
 from .vectors import ApplyVector, Arithmetic, LoadVector, SaveVector
 
 NODES: list[type[io.ComfyNode]] = [
     LCMSampler,
     LoadLCMLoRA,
+    FullLCMGuidance,
+    StreamBatch,
     ConsistencySamplerSelect,
     LCMSchedule,
     ConsistencyModelSampling,

@@ -8,6 +8,7 @@ import os
 import comfy.lora
 import comfy.model_sampling
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import folder_paths
@@ -15,10 +16,11 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..lcm_core.consistency import boundary_scalings, multistep_sample
+from ..lcm_core.consistency import boundary_scalings, multistep_sample, stream_sample
+from ..lcm_core.guidance import guidance_embedding, load_guidance_projection
 from ..lcm_core.lora import LoRAVector, canonical_name, flat, spell
 from ..lcm_core.noise import step_noise
-from ..lcm_core.schedule import expand, lcm_timesteps
+from ..lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
 
 ARCHITECTURES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by context width
 
@@ -44,17 +46,34 @@ class ConsistencySampling:
         return expand(c_skip, x) * x + expand(c_out, x0) * x0
 
 
+# Direct bases of a model's sampling class: one of each is understood.
+SCHEDULES = {"ModelSamplingDiscrete", "ModelSamplingDiscreteFlow", "ModelSamplingFlux"}
+PREDICTIONS = {"EPS", "V_PREDICTION", "X0", "CONST"}
+
+
 def with_consistency_sampling(model):
-    """A clone of the MODEL whose prediction is f_θ; the MODEL itself if it is patched already."""
+    """A clone of the MODEL whose prediction is f_θ.
+
+    The MODEL itself if that is so already: after an earlier patch, and for flow models, whose x̂₀ = x − σ·v is x at
+    σ = 0. ValueError for a sampling class whose timesteps or prediction are not the paper's.
+    """
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, ConsistencySampling):
         return model
     own = type(sampling)
-    if any(base.__name__ == "LCM" for base in own.__mro__):
+    bases = {base.__name__ for base in own.__bases__}
+    if "LCM" in bases:
         raise ValueError(
             "this model already went through ModelSamplingDiscrete with sampling 'lcm', which has a grid of its own; "
             "take that node out, this one does its work"
         )
+    if not (bases & SCHEDULES and bases & PREDICTIONS):
+        raise ValueError(
+            f"the model samples as {' + '.join(sorted(bases))}, which consistency sampling is not defined for; use a "
+            "model that predicts noise, v, the sample or a flow, and take out nodes that change its model sampling"
+        )
+    if "CONST" in bases:
+        return model
     patched = copy.copy(sampling)
     patched.__class__ = type("Consistency" + own.__name__, (ConsistencySampling, own), {})
     model = model.clone()
@@ -62,66 +81,235 @@ def with_consistency_sampling(model):
     return model
 
 
-def lcm_sigmas(model, steps: int, original_steps: int, strength: float) -> Tensor:
-    """The host's sigmas (steps + 1,) at `lcm_timesteps` of the model's own schedule, and a final 0."""
+class GuidanceConditioned:
+    """Mixed in before the time MLP's own class: adds cond_proj(embedding of ω), (B, C), to the timestep embedding."""
+
+    def forward(self, t_emb: Tensor) -> Tensor:
+        rows, images = t_emb.shape[0], self.guidance.shape[0]  # type: ignore[attr-defined]
+        if rows % images:
+            raise ValueError(f"{images} values of omega for a batch of {rows}; give one, or one for each image")
+        return super().forward(t_emb + self.guidance.to(t_emb).repeat(rows // images, 1))  # type: ignore[misc, attr-defined]
+
+
+def with_guidance_embedding(model, projection: Tensor, omega: list[float]):
+    """A clone of the MODEL, a full LCM, that is told ω, one for all images or one for each.
+
+    projection: `cond_proj`'s weight (C, dim). ValueError for an ω below 0 or not finite, or a model that is no UNet of
+    that width.
+    """
+    for value in omega:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"omega is {value}; it must be 0 or more, such as 7.5 (diffusers' guidance_scale 8.5)")
+    embed = getattr(model.model.diffusion_model, "time_embed", None)
+    width = embed[0].in_features if embed is not None else None
+    if width != projection.shape[0]:
+        raise ValueError(
+            f"the file's cond_proj adds to a timestep embedding of width {projection.shape[0]} and the model's has "
+            f"{width or 'none'}; choose the file that the model was loaded from"
+        )
+    patched = copy.copy(model.get_model_object("diffusion_model.time_embed"))
+    if not isinstance(patched, GuidanceConditioned):
+        own = type(patched)
+        patched.__class__ = type("GuidanceConditioned" + own.__name__, (GuidanceConditioned, own), {})
+    patched.guidance = guidance_embedding(torch.tensor(omega), projection.shape[1]) @ projection.float().T
+    model = model.clone()
+    model.add_object_patch("diffusion_model.time_embed", patched)
+    return model
+
+
+def full_lcm_files() -> list[str]:
+    """Names in the checkpoints and diffusion_models folders that a guidance projection can be read from."""
+    names = folder_paths.get_filename_list("checkpoints") + folder_paths.get_filename_list("diffusion_models")
+    return [name for name in dict.fromkeys(names) if name.endswith(".safetensors")]
+
+
+def load_projection(name: str) -> Tensor:
+    """`cond_proj`'s weight (C, dim), from a file of the checkpoints or diffusion_models folders."""
+    path = folder_paths.get_full_path("checkpoints", name)
+    return load_guidance_projection(path or folder_paths.get_full_path_or_raise("diffusion_models", name))
+
+
+def numbers(name: str, text: str, kind: type[int] | type[float] = float) -> list:
+    """The numbers of a text like "999, 759, 499, 259"; ValueError for a word that is not one."""
+    try:
+        return [kind(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        whole = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name} is {text!r}; give {whole} with commas between: {error}") from error
+
+
+def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timesteps: str = "") -> Tensor:
+    """The host's sigmas (n + 1,) and a final 0, on the model's own schedule.
+
+    They are at `lcm_timesteps`, or at the user's `timesteps` if that text is not blank.
+    """
     check_finite(denoise=strength)
     table = model.get_model_object("model_sampling").sigmas
-    timesteps = lcm_timesteps(steps, original_steps=original_steps, strength=strength, train_steps=len(table))
-    return torch.cat([table[timesteps].float().cpu(), torch.zeros(1)])
+    grid = {"original_steps": original_steps, "strength": strength, "train_steps": len(table)}
+    if timesteps.strip():
+        chosen = custom_timesteps(numbers("timesteps", timesteps, int), **grid)
+    else:
+        chosen = lcm_timesteps(steps, **grid)
+    return torch.cat([table[chosen].float().cpu(), torch.zeros(1)])
 
 
-def sample_consistency(
-    model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, gamma=1.0, indices=None
-) -> Tensor:
-    """`multistep_sample` as a sampler function of the host: x (B, C, H, W), sigmas descending to 0."""
-    extra_args = extra_args or {}
-    if sigmas[-1] != 0:
-        raise ValueError(f"the sigmas end at {sigmas[-1].item():g}, but consistency sampling ends clean; end them at 0")
-    sampling = model.inner_model.inner_model.model_sampling
-    flow = isinstance(sampling, comfy.model_sampling.CONST)
-    seed = extra_args.get("seed") or 0
+def forward_process(sampling):
+    """(process, intermediate) of `multistep_sample` over a host model's sigmas.
+
+    process(σ) is what the host's noise_scaling does to 1 and 0; intermediate(σ, γ) is ⌊(1 − γ)·t⌋ in timesteps, or
+    (1 − γ)·σ in a flow.
+    """
 
     def process(sigma: float) -> tuple[float, float]:
-        return (1 - sigma if flow else 1.0), sigma
+        level = torch.tensor([sigma])
+        alpha = sampling.noise_scaling(level, torch.zeros(1), torch.ones(1))
+        noise = sampling.noise_scaling(level, torch.ones(1), torch.zeros(1))
+        return alpha.item(), noise.item()
 
     def intermediate(sigma: float, gamma: float) -> float:
-        if flow:
+        if isinstance(sampling, comfy.model_sampling.CONST):
             return (1 - gamma) * sigma
         timestep = sampling.timestep(torch.tensor([sigma]))
         return sampling.sigma(((1 - gamma) * timestep).floor()).item()
+
+    return process, intermediate
+
+
+def check_end(sigmas: Tensor) -> None:
+    if len(sigmas) == 0 or sigmas[-1] != 0:
+        raise ValueError(f"the sigmas are {sigmas.tolist()}, but consistency sampling ends clean; end them at 0")
+
+
+CALC_COND_BATCH = "sampler_calc_cond_batch_function"
+
+
+def without_guidance(model_options: dict) -> dict:
+    """model_options under which only the positive conditioning is evaluated and taken for all."""
+    evaluate = model_options.get(CALC_COND_BATCH) or (
+        lambda args: comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+        )
+    )
+
+    def positive_alone(args: dict) -> list[Tensor]:
+        conds = args["conds"]
+        return evaluate({**args, "conds": [conds[0], *[None] * (len(conds) - 1)]})[:1] * len(conds)
+
+    return {**model_options, CALC_COND_BATCH: positive_alone}
+
+
+def sample_consistency(
+    model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, gamma=1.0, guidance_until=1.0,
+    indices=None, seeds=None,
+) -> Tensor:  # fmt: skip
+    """`multistep_sample` as a sampler function of the host: x (B, C, H, W), sigmas descending to 0.
+
+    The first `guidance_until` share of the steps is guided; after that only the positive conditioning is evaluated.
+    """
+    check_end(sigmas)
+    guided_args = extra_args or {}
+    alone_args = {**guided_args, "model_options": without_guidance(guided_args.get("model_options", {}))}
+    levels = sigmas[:-1].tolist()
+    unguided = set(levels[math.ceil(guidance_until * len(levels) - 1e-6) :])
+    seed = (guided_args.get("seed") or 0) if seeds is None else seeds
+    process, intermediate = forward_process(model.inner_model.inner_model.model_sampling)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        if guided_args.get("denoise_mask") is not None:
+            # Outside the mask the host noises the latent anew: with this, by the noise that x has there already.
+            alpha, scale = process(sigma)
+            model.noise = (x - alpha * model.latent_image) / scale
+        return model(x, x.new_full((x.shape[0],), sigma), **(alone_args if sigma in unguided else guided_args))
 
     def report(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
     return multistep_sample(
-        lambda x, sigma: model(x, x.new_full((x.shape[0],), sigma), **extra_args),
+        denoise, x, levels, process, noise=lambda i: step_noise(x.shape, seed, i, indices), gamma=gamma,
+        callback=report, intermediate=intermediate,
+    )  # fmt: skip
+
+
+def consistency_sampler(gamma: float, guidance_until: float = 1.0, latent=None, seeds: list[int] | None = None):
+    """A SAMPLER of the host; `latent` tells the batch places of its images where they are not 0, 1, ..."""
+    check_finite(gamma=gamma, guidance_until=guidance_until)
+    options = {"gamma": gamma, "guidance_until": guidance_until, "seeds": seeds}
+    if seeds is None:
+        options["indices"] = (latent or {}).get("batch_index")
+    return comfy.samplers.KSAMPLER(sample_consistency, options)
+
+
+def sample_stream(
+    model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, gamma=1.0, indices=None
+) -> Tensor:
+    """`stream_sample` as a sampler function of the host: x is N frames (N, C, H, W), sigmas descend to 0."""
+    check_end(sigmas)
+    extra_args = extra_args or {}
+    process, intermediate = forward_process(model.inner_model.inner_model.model_sampling)
+    places = indices or range(len(x))
+    seed = extra_args.get("seed") or 0
+    frames = stream_sample(
+        lambda x, levels: model(x, x.new_tensor(levels), **extra_args),
         x,
         sigmas[:-1].tolist(),
         process,
-        noise=lambda i: step_noise(x.shape, seed, i, indices),
+        noise=lambda frame, i: step_noise((1, *x.shape[1:]), seed, i, [places[frame]])[0],
         gamma=gamma,
-        callback=report,
         intermediate=intermediate,
     )
+    done = []
+    for i, frame in enumerate(frames):
+        done.append(frame)
+        if callback is not None:
+            callback({"x": x[i : i + 1], "i": i, "sigma": 0.0, "sigma_hat": 0.0, "denoised": frame[None]})
+    return torch.stack(done)
 
 
-def consistency_sampler(gamma: float, latent=None):
-    """A SAMPLER of the host; `latent` tells the batch places of its images where they are not 0, 1, ..."""
+def stream_sampler(gamma: float, latent: dict, *conditionings):
+    """A SAMPLER that pipelines the frames of `latent`. ValueError for a mask or conditioning that varies by frame."""
     check_finite(gamma=gamma)
-    indices = (latent or {}).get("batch_index")
-    return comfy.samplers.KSAMPLER(sample_consistency, {"gamma": gamma, "indices": indices})
+    if latent.get("noise_mask") is not None:
+        raise ValueError("the latent has a noise mask, which stream batching does not take; use LCM Sampler for it")
+    for cond, _ in (entry for conditioning in conditionings for entry in conditioning):
+        if len(cond) > 1:
+            raise ValueError(f"a conditioning has {len(cond)} rows, but all frames of a stream share one; give one row")
+    return comfy.samplers.KSAMPLER(sample_stream, {"gamma": gamma, "indices": latent.get("batch_index")})
 
 
-def sample_latent(model, positive, negative, latent, sampler, sigmas: Tensor, seed: int, cfg: float):
-    """A LATENT made as the host's SamplerCustom makes it: same noise, guidance, masks, previews and interrupts."""
+def sample_latent(
+    model, positive, negative, latent, sampler, sigmas: Tensor, seed: int, cfg: float,
+    seeds: list[int] | None = None, progress: int | None = None,
+):  # fmt: skip
+    """A LATENT made as the host's SamplerCustom makes it: same noise, guidance, masks, previews and interrupts.
+
+    seeds: one for each image, in place of `seed`. progress: how many reports the sampler makes, if not one a step.
+    Where the latent's mask is 0 the result is the latent, bit for bit.
+    """
+    check_finite(cfg=cfg)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"the latent has {samples.shape[1]} channels and the model takes {channels}; "
+            "encode it with this model's VAE"
+        )
+    if seeds is None:
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    elif len(seeds) == len(samples):
+        noise = torch.cat([comfy.sample.prepare_noise(samples[:1], s) for s in seeds])
+    else:
+        raise ValueError(f"{len(seeds)} seeds for a batch of {len(samples)} images; give one for each image, or none")
+    total = progress or len(sigmas) - 1
+    report = latent_preview.prepare_callback(model, total)
     result = comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"),
-        callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+        callback=lambda i, x0, x, _: report(i, x0, x, total), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
     )  # fmt: skip
+    if latent.get("noise_mask") is not None:
+        mask = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], samples.shape, result.device)
+        result = torch.where(mask == 0, samples.to(result), result)
     return {**latent, "samples": result}
 
 

@@ -4,6 +4,15 @@ from comfy_api.latest import io
 
 from . import host
 
+SEED = io.Int.Input(
+    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+    tooltip="Fixes every noise, the first and each step's.",
+)  # fmt: skip
+CFG = io.Float.Input(
+    "cfg", default=1.0, min=0.0, max=30.0, step=0.1,
+    tooltip="Guidance. An LCM-LoRA carries its guidance inside: stay at 1, or at most 2. Above 1 each step costs two "
+    "UNet evaluations.",
+)  # fmt: skip
 STEPS = io.Int.Input(
     "steps", default=4, min=1, max=50, tooltip="Number of UNet evaluations. 4 is usual, 8 is finer, 1 or 2 are drafts."
 )
@@ -21,6 +30,15 @@ GAMMA = io.Float.Input(
     tooltip="How much fresh noise each step gets. 1 is the LCM paper's multistep sampling, 0 is deterministic, "
     "between is TCD's strategic stochastic sampling.",
 )  # fmt: skip
+GUIDANCE_UNTIL = io.Float.Input(
+    "guidance_until", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
+    tooltip="With cfg above 1: guide only this share of the steps, from the first. 0.25 of 4 steps costs 5 UNet "
+    "evaluations in place of 8. For plain guidance; DualCFG evaluates all its prompts at every step.",
+)  # fmt: skip
+TIMESTEPS = io.String.Input(
+    "timesteps", default="", optional=True,
+    tooltip="Your own timesteps, descending, such as 999, 759, 499, 259; then steps is unused. Empty: the LCM grid's.",
+)  # fmt: skip
 
 
 class LCMSampler(io.ComfyNode):
@@ -37,26 +55,31 @@ class LCMSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show. Unused, and free, at cfg 1."),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded picture with denoise below 1."),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-                             tooltip="Fixes every noise, the first and each step's."),
+                SEED,
                 STEPS,
-                io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.1,
-                               tooltip="Guidance. An LCM-LoRA carries its guidance inside: stay at 1, or at most 2. "
-                               "Above 1 each step costs two UNet evaluations."),
+                CFG,
                 DENOISE,
                 ORIGINAL_STEPS,
                 GAMMA,
+                GUIDANCE_UNTIL,
+                TIMESTEPS,
+                io.String.Input("seeds", default="", optional=True,
+                                tooltip="A seed for each image of the batch, such as 7, 21, 8: each image is what that "
+                                "seed makes by itself. Empty: seed for all."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma):
-        host.check_finite(cfg=cfg)
+    def execute(
+        cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, guidance_until=1.0,
+        timesteps="", seeds="",
+    ):  # fmt: skip
         model = host.with_consistency_sampling(model)
-        sigmas = host.lcm_sigmas(model, steps, original_steps, denoise)
-        sampler = host.consistency_sampler(gamma, latent)
-        return io.NodeOutput(host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg))
+        sigmas = host.lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        each = host.numbers("seeds", seeds, int) or None
+        sampler = host.consistency_sampler(gamma, guidance_until, latent, each)
+        return io.NodeOutput(host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg, each))
 
 
 class ConsistencySamplerSelect(io.ComfyNode):
@@ -72,13 +95,14 @@ class ConsistencySamplerSelect(io.ComfyNode):
                 GAMMA,
                 io.Latent.Input("latent", optional=True,
                                 tooltip="Only for images picked with LatentFromBatch: keeps their noise their own."),
+                GUIDANCE_UNTIL,
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, gamma, latent=None):
-        return io.NodeOutput(host.consistency_sampler(gamma, latent))
+    def execute(cls, gamma, latent=None, guidance_until=1.0):
+        return io.NodeOutput(host.consistency_sampler(gamma, guidance_until, latent))
 
 
 class LCMSchedule(io.ComfyNode):
@@ -94,13 +118,14 @@ class LCMSchedule(io.ComfyNode):
                 STEPS,
                 DENOISE,
                 ORIGINAL_STEPS,
+                TIMESTEPS,
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
         )
 
     @classmethod
-    def execute(cls, model, steps, denoise, original_steps):
-        return io.NodeOutput(host.lcm_sigmas(model, steps, original_steps, denoise))
+    def execute(cls, model, steps, denoise, original_steps, timesteps=""):
+        return io.NodeOutput(host.lcm_sigmas(model, steps, original_steps, denoise, timesteps))
 
 
 class ConsistencyModelSampling(io.ComfyNode):
@@ -110,8 +135,8 @@ class ConsistencyModelSampling(io.ComfyNode):
             node_id="LCMLoRA_ModelSampling",
             display_name="LCM Model Sampling",
             category="LCM-LoRA/custom sampling",
-            description="Makes the model predict f_θ = c_skip·x + c_out·x̂₀, for noise- and v-prediction alike. Load "
-            "LCM-LoRA and LCM Sampler do this themselves.",
+            description="Makes the model predict f_θ = c_skip·x + c_out·x̂₀, for noise-, v- and sample-prediction "
+            "alike; a flow model does so already. Load LCM-LoRA and LCM Sampler do this themselves.",
             inputs=[io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM.")],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -119,3 +144,68 @@ class ConsistencyModelSampling(io.ComfyNode):
     @classmethod
     def execute(cls, model):
         return io.NodeOutput(host.with_consistency_sampling(model))
+
+
+class FullLCMGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LCMLoRA_GuidanceEmbedding",
+            display_name="Full LCM Guidance",
+            category="LCM-LoRA",
+            description="Tells a full LCM checkpoint its guidance ω, through the time_embed.cond_proj weight that the "
+            "checkpoint loader leaves out. Not for LCM-LoRAs, whose guidance is trained in.",
+            inputs=[
+                io.Model.Input("model", tooltip="A full LCM, such as LCM Dreamshaper v7."),
+                io.Combo.Input("file", options=host.full_lcm_files(),
+                               tooltip="The file that holds cond_proj: the checkpoint that the model was loaded from, "
+                               "or its UNet in diffusers' format."),
+                io.Float.Input("omega", default=7.5, min=0.0, max=30.0, step=0.1,
+                               tooltip="ω of the paper, with cfg staying at 1. It is diffusers' guidance_scale − 1: "
+                               "guidance_scale 8.5 is ω 7.5."),
+                io.String.Input("omega_per_image", default="", optional=True,
+                                tooltip="An ω for each image of the batch, such as 3, 5, 7.5. Empty: omega for all."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, file, omega, omega_per_image=""):
+        each = host.numbers("omega_per_image", omega_per_image) or [omega]
+        return io.NodeOutput(host.with_guidance_embedding(model, host.load_projection(file), each))
+
+
+class StreamBatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LCMLoRA_StreamBatch",
+            display_name="LCM Stream Batch",
+            category="LCM-LoRA",
+            description="LCM Sampler for a sequence of frames, one UNet evaluation a frame: each evaluation is a batch "
+            "of successive frames at successive timesteps. The frames are those that LCM Sampler makes one by one.",
+            inputs=[
+                io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM."),
+                io.Conditioning.Input("positive", tooltip="What the frames should show, one prompt for all."),
+                io.Conditioning.Input("negative", tooltip="What they should not show. Unused, and free, at cfg 1."),
+                io.Latent.Input("latent", tooltip="The frames as a batch: encoded video with denoise below 1."),
+                SEED,
+                STEPS,
+                CFG,
+                DENOISE,
+                ORIGINAL_STEPS,
+                GAMMA,
+                TIMESTEPS,
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, timesteps=""
+    ):  # fmt: skip
+        model = host.with_consistency_sampling(model)
+        sigmas = host.lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        sampler, frames = host.stream_sampler(gamma, latent, positive, negative), len(latent["samples"])
+        result = host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg, progress=frames)
+        return io.NodeOutput(result)
