@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 Graph = dict[str, dict[str, Any]]
+PREVIEW_IMAGE = (1).to_bytes(4, "big")  # a binary message: this, the picture's format in 4 bytes, the picture
 FINAL = {"execution_success", "execution_error", "execution_interrupted"}
 
 
@@ -47,10 +48,14 @@ class Client:
         return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
 
     def queue(
-        self, graph: Graph, on_progress: Callable[[int, int], None] = lambda value, total: None, timeout: float = 600.0
+        self,
+        graph: Graph,
+        on_progress: Callable[[int, int], None] = lambda value, total: None,
+        on_preview: Callable[[np.ndarray], None] = lambda picture: None,
+        timeout: float = 600.0,
     ) -> dict:
         """Run an API-format graph to its end and return its history entry; PromptError if it was refused or failed."""
-        prompt_id = asyncio.run(asyncio.wait_for(self._run(graph, on_progress), timeout))
+        prompt_id = asyncio.run(asyncio.wait_for(self._run(graph, on_progress, on_preview), timeout))
         deadline = time.monotonic() + 10
         while (entry := self.history(prompt_id)) is None:
             if time.monotonic() > deadline:
@@ -60,7 +65,13 @@ class Client:
             raise PromptError(execution_error(entry), entry)
         return entry
 
-    async def _run(self, graph: Graph, on_progress: Callable[[int, int], None]) -> str:
+    def interrupt(self) -> None:
+        """Stop the running prompt; `queue` then raises PromptError."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/interrupt", method="POST"), timeout=60).close()
+
+    async def _run(
+        self, graph: Graph, on_progress: Callable[[int, int], None], on_preview: Callable[[np.ndarray], None]
+    ) -> str:
         """Post the graph and follow its messages; returns its prompt id once it has ended."""
         client_id = uuid.uuid4().hex
         async with (
@@ -72,6 +83,8 @@ class Client:
                 if response.status != 200:
                     raise PromptError(rejection(answer))
             async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY and message.data[:4] == PREVIEW_IMAGE:
+                    on_preview(np.asarray(Image.open(io.BytesIO(message.data[8:])).convert("RGB")))
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)

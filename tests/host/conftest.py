@@ -36,7 +36,7 @@ def base() -> Path:
 def host(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a ComfyUI process that lives as long as the session and writes into a temporary folder."""
     folder = tmp_path_factory.mktemp("host")
-    arguments = shlex.split(os.environ.get("LCM_HOST_ARGS", ""))
+    arguments = ["--preview-method", "latent2rgb", *shlex.split(os.environ.get("LCM_HOST_ARGS", ""))]
     for name in ("output", "temp", "user"):
         (folder / name).mkdir()
         arguments += [f"--{name}-directory", str(folder / name)]

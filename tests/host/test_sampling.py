@@ -24,9 +24,10 @@ def in_parts(graph):
     """The same picture by core's SamplerCustom with our sampler, schedule and model sampling."""
     graph = copy.deepcopy(graph)
     whole = graph["6"]["inputs"]
-    grid = {name: whole[name] for name in ("steps", "denoise", "original_steps")}
+    grid = {name: whole[name] for name in ("steps", "denoise", "original_steps", "timesteps")}
+    choice = {name: whole[name] for name in ("gamma", "guidance_until")}
     graph["20"] = {"class_type": "LCMLoRA_ModelSampling", "inputs": {"model": whole["model"]}}
-    graph["21"] = {"class_type": "LCMLoRA_SamplerSelect", "inputs": {"gamma": whole["gamma"]}}
+    graph["21"] = {"class_type": "LCMLoRA_SamplerSelect", "inputs": choice}
     graph["22"] = {"class_type": "LCMLoRA_Schedule", "inputs": {"model": ["20", 0], **grid}}
     linked = {"model": ["20", 0], "sampler": ["21", 0], "sigmas": ["22", 0], "latent_image": whole["latent"]}
     conditioning = {name: whole[name] for name in ("positive", "negative", "cfg")}
@@ -37,7 +38,13 @@ def in_parts(graph):
     return graph
 
 
-OPTIONS = [{}, {"gamma": 0.3}, {"gamma": 0.0, "cfg": 1.5}, {"steps": 3, "original_steps": 25}]
+OPTIONS = [
+    {},
+    {"gamma": 0.3},
+    {"gamma": 0.0, "cfg": 1.5, "guidance_until": 0.5},
+    {"steps": 3, "original_steps": 25},
+    {"timesteps": "999, 500, 20"},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -118,3 +125,37 @@ def test_core_lcm_patch_and_ours_do_not_mix(graph, host):
     graph["60"] = {"class_type": "ModelSamplingDiscrete", "inputs": patch}
     with pytest.raises(PromptError, match="take that node out"):
         host.queue(graph)
+
+
+def test_previews_come_at_each_step(graph, host):
+    previews = []
+    host.queue(set_inputs(graph, seed=31), on_preview=previews.append)
+    assert len(previews) == graph["6"]["inputs"]["steps"]
+    assert np.ptp(previews[-1]) > 0
+    assert (previews[0] != previews[-1]).any()
+
+
+def test_an_interrupt_ends_the_run_and_the_next_is_as_before(graph, host):
+    from tools.comfy_client import PromptError
+
+    before = host.images(host.queue(set_inputs(graph, seed=32)))
+    seen = []
+
+    def stop_at_second(value, total):
+        seen.append(value)
+        if value == 2:
+            host.interrupt()
+
+    with pytest.raises(PromptError, match="interrupted"):
+        host.queue(set_inputs(graph, seed=33, steps=50), on_progress=stop_at_second)
+    assert max(seen) < 10
+    np.testing.assert_array_equal(before, host.images(host.queue(set_inputs(graph, seed=32))))
+
+
+def test_a_stream_of_frames_is_what_the_sampler_makes(graph, host):
+    one_by_one = host.images(host.queue(set_inputs(graph, seed=34)))
+    graph["6"]["class_type"] = "LCMLoRA_StreamBatch"
+    for name in ("guidance_until", "seeds"):
+        del graph["6"]["inputs"][name]
+    streamed = host.images(host.queue(set_inputs(graph, seed=34)))
+    assert np.abs(np.subtract(one_by_one, streamed, dtype=float)).max() <= 2

@@ -1,0 +1,132 @@
+"""What the sampling nodes promise and only the host's process shows: evaluations, noise, masks, streams, previews."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("features.py")
+
+
+@pytest.fixture(scope="module")
+def facts(base):
+    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations", "guided"),
+    [("cfg 1", 4, 0), ("guided", 8, 4), ("first step", 5, 1), ("two of five", 7, 2), ("never", 4, 0)],
+)
+def test_only_guided_steps_evaluate_the_negative_prompt(facts, name, evaluations, guided):
+    found = facts["guidance"][name]
+    assert found["evaluations"] == evaluations
+    assert found["guided"] == [i < guided for i in range(len(found["guided"]))]
+    assert (found["as cfg 1"] == 0) == (guided == 0)
+
+
+def test_the_hosts_guidance_nodes_work(facts):
+    found = facts["other_guidance"]
+    assert found.pop("RescaleCFG first step") == 5
+    assert {name: result["evaluations"] for name, result in found.items()} == {
+        "RescaleCFG": 8, "CFGGuider": 8, "DualCFGGuider": 12,
+    }  # fmt: skip
+    assert found["CFGGuider"]["from plain"] == 0
+    for name in ("RescaleCFG", "DualCFGGuider"):
+        assert found[name]["finite"] and found[name]["from plain"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [
+        ("4", [999, 759, 499, 259]),
+        ("4 at 0.7", [699, 539, 359, 179]),
+        ("own", [999, 679, 339, 19]),
+        ("own at 0.5", [339, 19]),
+    ],
+)
+def test_the_unet_is_evaluated_at_the_grids_timesteps(facts, name, timesteps):
+    assert facts["grid"][name] == timesteps
+
+
+def test_an_image_with_its_own_seed_is_what_that_seed_makes(facts):
+    assert facts["seeds"]["given"] == 0
+    assert facts["seeds"]["made"] < 1e-3
+    assert facts["seeds"]["apart"] > 0.1
+
+
+def test_outside_the_mask_is_the_input_bit_for_bit(facts):
+    found = facts["inpainting"]
+    for name in ("hard 1.0", "soft 1.0", "hard 0.4", "soft 0.4"):
+        assert found[name]["outside"] == 0 < found[name]["inside"]
+
+
+def test_outside_the_mask_has_the_noise_of_the_inside(facts):
+    assert facts["inpainting"]["noise"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "guided"])
+def test_a_stream_costs_one_call_a_frame_and_gives_the_same_frames(facts, name):
+    found = facts["stream"][name]
+    assert (found["calls"], found["rows"]) == (5 + 4 - 1, 4)
+    assert found["apart"] < 2e-3
+
+
+def test_a_stream_refuses_what_varies_by_frame(facts):
+    assert "noise mask" in facts["stream"]["mask"]
+    assert "2 rows" in facts["stream"]["two rows"]
+
+
+def test_previews_show_the_consistency_function_at_each_step(facts):
+    assert facts["previews"]["steps"] == [[i, 4] for i in range(4)]
+    assert facts["previews"]["last"] == 0
+    assert facts["previews"]["stream"] == [[i, 3] for i in range(3)]
+
+
+def test_an_interrupt_stops_within_an_evaluation_and_leaves_nothing(facts):
+    found = facts["interrupt"]
+    assert found["stopped"] and found["evaluations"] <= 2
+    assert "Consistency" not in found["sampling"]
+    assert found["changed"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("steps", ["steps 51", "50 points", "at most 50"]),
+        ("strength", ["steps 8", "5 points", "strength 0.1"]),
+        ("words", ["timesteps", "'high'", "whole numbers"]),
+        ("ascending", ["999 follows 259", "descending"]),
+        ("range", ["1000", "0 … 999"]),
+        ("nothing left", ["strength 0.5", "none of the 1"]),
+        ("sampling", ["ModelSamplingContinuousEDM", "EDM", "take out"]),
+        ("channels", ["16 channels", "takes 4", "VAE"]),
+        ("seeds", ["2 seeds", "1 images"]),
+        ("gamma", ["gamma is nan"]),
+        ("guidance_until", ["guidance_until is nan"]),
+        ("omega nan", ["omega is nan", "7.5"]),
+        ("omega negative", ["omega is -1.0"]),
+        ("omega width", ["width 64", "320", "file"]),
+        ("omega batch", ["2 values of omega", "batch of 3"]),
+    ],
+)
+def test_bad_input_is_explained(facts, name, said):
+    assert [part for part in said if part not in facts["refused"][name]] == []
+
+
+def test_bad_input_costs_no_evaluation(facts):
+    assert facts["refused"]["evaluations"] == 0
+
+
+def test_the_same_seed_gives_the_same_picture_in_another_process(facts, host, workflow):
+    graph = workflow("lcm_lora_txt2img")
+    graph["3"]["inputs"]["text"] = "cat"
+    graph["5"]["inputs"]["batch_size"] = 3
+    graph["6"]["inputs"]["seed"] = 35
+    for here, there in zip(host.images(host.queue(graph)), facts["picture"]["rows"], strict=True):
+        assert np.abs(here.ravel().astype(int) - there).max() <= 2
