@@ -1,0 +1,98 @@
+"""How well inpainting joins at the mask's edge on the pocket model: LCM Sampler against core's `lcm` sampler.
+
+python benchmarks/inpainting_seam.py COMFYUI BASE [--seeds 64] [--picture FILE]
+
+COMFYUI and BASE as in benchmarks/sampling.py. A picture of one category is made, its left half is masked and made anew,
+4 steps at cfg 1, with the same LoRA. Three numbers for each sampler, means over the seeds:
+
+- seam: the step between the pixel columns on either side of the edge, over the mean step between the columns next to
+  it (1 is no seam);
+- background: the difference between the colours of the two halves' border pixels, in 8-bit levels;
+- kept: the largest change of the latent outside the mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tools.inprocess import Host, load_host  # noqa: E402
+
+EDGE = 32  # the first pixel column outside the mask
+
+
+def seam(pictures: Tensor) -> float:
+    """Mean over (B, H, W, 3) of the step across EDGE over the steps 4 … 12 columns beside it."""
+    steps = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().mean((0, 1, 3))
+    beside = torch.cat([steps[EDGE - 13 : EDGE - 4], steps[EDGE + 4 : EDGE + 13]]).mean()
+    return (steps[EDGE - 1] / beside).item()
+
+
+def background(pictures: Tensor) -> float:
+    """Mean difference of the colours along the top and bottom rows, left against right, in 8-bit levels."""
+    rows = pictures[:, [0, 1, 62, 63]]
+    return 255 * (rows[:, :, :EDGE].mean((1, 2)) - rows[:, :, EDGE:].mean((1, 2))).abs().mean().item()
+
+
+def inpainted(host: Host, seeds: int) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+    """(the originals, {sampler: (pictures, largest change outside)}), pictures (seeds, 64, 64, 3) in [0, 1]."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    model, clip, vae = host.run("CheckpointLoaderSimple", ckpt_name="pocket.safetensors")
+    positive, negative = (host.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("animal", ""))
+    (ours, *_) = host.run("LCMLoRA_Loader", model=model, lora_name="pocket_lcm.safetensors")
+    (core,) = host.run("LoraLoaderModelOnly", model=model, lora_name="pocket_lcm.safetensors", strength_model=1.0)
+    (core,) = host.run(ModelSamplingDiscrete, model=core, sampling="lcm", zsnr=False)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :EDGE] = 1
+    prompts = {"positive": positive, "negative": negative, "cfg": 1.0, "steps": 4}
+
+    def made(latent: dict, seed: int) -> Tensor:
+        return host.run("LCMLoRA_Sampler", model=ours, latent=latent, seed=seed, **prompts)[0]["samples"]
+
+    def by_core(latent: dict, seed: int) -> Tensor:
+        return host.run(
+            "KSampler", model=core, latent_image=latent, seed=seed, sampler_name="lcm", scheduler="simple",
+            denoise=1.0, **prompts,
+        )[0]["samples"]  # fmt: skip
+
+    def decoded(latents: list[Tensor]) -> Tensor:
+        return host.run("VAEDecode", samples={"samples": torch.cat(latents)}, vae=vae)[0]
+
+    originals = [made({"samples": torch.zeros(1, 4, 8, 8)}, seed) for seed in range(seeds)]
+    results = {}
+    for name, sample in {"LCM Sampler": made, "core lcm": by_core}.items():
+        latents = [sample({"samples": z, "noise_mask": mask}, 1000 + seed) for seed, z in enumerate(originals)]
+        changes = [(a - b)[..., EDGE // 8 :].abs().max() for a, b in zip(latents, originals, strict=True)]
+        results[name] = decoded(latents), torch.stack(changes).max().item()
+    return decoded(originals), results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--seeds", type=int, default=64)
+    parser.add_argument("--picture", type=Path, default=None, help="rows: originals, then each sampler's; 12 columns")
+    args = parser.parse_args()
+    originals, results = inpainted(load_host(args.comfyui, args.base), args.seeds)
+    print(f"{'':12} {'seam':>6} {'background':>11} {'kept':>9}")
+    print(f"{'originals':12} {seam(originals):6.2f} {background(originals):11.1f}")
+    for name, (pictures, change) in results.items():
+        print(f"{name:12} {seam(pictures):6.2f} {background(pictures):11.1f} {change:9.2g}")
+    if args.picture:
+        rows = [originals[:12], *(pictures[:12] for pictures, _ in results.values())]
+        sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows])
+        image = Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
+        image.resize((image.width * 2, image.height * 2), Image.Resampling.LANCZOS).save(args.picture)
+
+
+if __name__ == "__main__":
+    main()
