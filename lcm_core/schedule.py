@@ -6,6 +6,7 @@ The forward process of a variance-preserving model is x = α(t)·x₀ + σ(t)·�
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -142,7 +143,7 @@ def custom_timesteps(
     if not kept:
         raise ValueError(
             f"strength {strength} leaves none of the {len(timesteps)} timesteps; "
-            f"raise it to {1 / len(timesteps):g} or more"
+            f"raise it to {math.ceil(1000 / len(timesteps)) / 1000:g} or more"
         )
     stride = train_steps // original_steps
     strangers = [t for t in timesteps if (t + 1) % stride or t >= original_steps * stride]

@@ -1,10 +1,10 @@
-"""lcm_core.consistency against diffusers' LCMScheduler and TCDScheduler."""
+"""lcm_core.consistency against diffusers' LCMScheduler, TCDScheduler and FlowMatchLCMScheduler."""
 
 import math
 
 import pytest
 import torch
-from diffusers import LCMScheduler, TCDScheduler
+from diffusers import FlowMatchLCMScheduler, LCMScheduler, TCDScheduler
 
 from lcm_core.consistency import (
     boundary_scalings,
@@ -28,10 +28,10 @@ def randn(seed, shape=SHAPE):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def stream(seed):
+def stream(seed, dtype=torch.float64):
     """noise(i) that draws what a diffusers scheduler draws from a generator of this seed."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda i: torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    return lambda i: torch.randn(SHAPE, generator=generator, dtype=dtype)
 
 
 def assert_within(actual, expected, relative):
@@ -144,7 +144,7 @@ def test_sampling_equals_the_tcd_scheduler(gamma, prediction):
         noise=stream(3),
         gamma=gamma,
     )
-    assert_within(ours, theirs, 1e-5)
+    assert_within(ours, theirs, 1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.7])
@@ -164,8 +164,37 @@ def test_every_noisy_sample_equals_the_tcd_scheduler_on_stable_diffusion(gamma):
         callback=lambda i, t, x, denoised: ours.append(x),
     )
     for t, noisy in zip(scheduler.timesteps, ours, strict=True):
-        assert_within(noisy, theirs, 1e-5)
+        assert_within(noisy, theirs, 1e-6)
         theirs = scheduler.step(network(theirs, t), t, theirs, eta=gamma, generator=generator).prev_sample
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_sampling_equals_the_flow_match_lcm_scheduler(steps, shift):
+    """A flow's f_θ is x − σ·v, without boundary scalings. The scheduler computes in float32, whatever it is given."""
+
+    def velocity(x, sigma):
+        return network(x, 1000 * sigma)
+
+    scheduler = FlowMatchLCMScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.tolist()[:-1]
+    generator = torch.Generator().manual_seed(7)
+    x = randn(0).float()
+    theirs = [x]
+    for t, sigma in zip(scheduler.timesteps, sigmas, strict=True):
+        theirs.append(scheduler.step(velocity(theirs[-1], sigma), t, theirs[-1], generator=generator).prev_sample)
+    ours = []
+    last = multistep_sample(
+        lambda x, sigma: x - sigma * velocity(x, sigma),
+        x,
+        sigmas,
+        lambda sigma: (1 - sigma, sigma),
+        noise=stream(7, torch.float32),
+        callback=lambda i, sigma, x, denoised: ours.append(x),
+    )
+    for noisy, expected in zip([*ours, last], theirs, strict=True):
+        assert_within(noisy, expected, 1e-6)
 
 
 def to_sigma(t):

@@ -26,6 +26,22 @@ def test_every_seed_image_and_step_has_its_own_noise():
     assert not torch.equal(step_noise((1, 16), 1, 0, [0]), step_noise((1, 16), 0, 1, [0]))
 
 
+def test_each_of_several_seeds_makes_its_row_as_it_does_alone():
+    seeds = [7, 2**64 - 1, 0, 42, 7]
+    batch = step_noise(SHAPE, seeds, 3)
+    for row, seed in zip(batch, seeds, strict=True):
+        assert torch.equal(step_noise((1, 4, 8, 8), seed, 3)[0], row)
+    assert torch.equal(step_noise((2, 4, 8, 8), tuple(seeds[2:4]), 3), batch[2:4])
+
+
+def test_seeds_and_indices_together_are_both_heeded():
+    seeds, indices = [7, 42, 7, 42, 42], [4, 0, 0, 2, 1]
+    batch = step_noise(SHAPE, seeds, 1, indices)
+    for row, seed, index in zip(batch, seeds, indices, strict=True):
+        assert torch.equal(step_noise((1, 4, 8, 8), seed, 1, [index])[0], row)
+    assert torch.equal(step_noise(SHAPE, [42] * 5, 1, range(5)), step_noise(SHAPE, 42, 1))
+
+
 def test_noise_is_standard_normal_and_uncorrelated():
     noise = step_noise((4, 50_000), 7, 0)
     assert noise.dtype == torch.float32 and noise.device.type == "cpu"
@@ -48,7 +64,7 @@ def test_the_stream_is_the_same_on_every_machine_and_the_callers_generators_stay
 
 
 def test_empty_and_flat_batches():
-    assert step_noise((0, 4, 8, 8), 1, 0).shape == (0, 4, 8, 8)
+    assert step_noise((0, 4, 8, 8), 1, 0).shape == step_noise((0, 4, 8, 8), [], 0).shape == (0, 4, 8, 8)
     assert step_noise((2, 0), 1, 0).shape == (2, 0)
     assert step_noise((3,), 1, 0).shape == (3,)
 
@@ -62,6 +78,11 @@ def test_empty_and_flat_batches():
         (((1, 2), 0, -1), "step -1 is not in 0"),
         (((1, 2), 0, 0, [-1]), "image index -1 is not in 0"),
         (((2, 2), 0, 0, [0]), "1 indices for a batch of 2 images"),
+        (((2, 2), [3], 0), "1 seeds for a batch of 2 images"),
+        (((2, 2), [], 0), "0 seeds for a batch of 2 images"),
+        (((0, 2), [3], 0), "1 seeds for a batch of 0 images"),
+        (((2, 2), [3, -1], 0), "seed -1 is not in 0"),
+        (((2, 2), [3, 4], 0, [0]), "1 indices for a batch of 2 images"),
         (((), 0, 0), "shape is empty"),
     ],
 )

@@ -1,12 +1,15 @@
 """lcm_core.schedule against diffusers and against literal values."""
 
+import json
 import math
+import re
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
+from diffusers.schedulers import scheduling_lcm
 
-from lcm_core.schedule import NoiseSchedule, expand, lcm_timesteps, trailing_timesteps
+from lcm_core.schedule import NoiseSchedule, custom_timesteps, expand, lcm_timesteps, trailing_timesteps
 
 SD = NoiseSchedule.scaled_linear()
 
@@ -110,6 +113,98 @@ def test_lcm_timesteps_known_values():
 def test_lcm_timesteps_says_what_is_wrong_and_what_to_do(arguments, message):
     with pytest.raises(ValueError, match=message):
         lcm_timesteps(**arguments)
+
+
+CUSTOM = [
+    [999, 759, 499, 259],
+    [999, 959, 919, 19],
+    [999, 989, 979, 500, 0],
+    [699, 459, 219],
+    [991, 975, 750, 1],
+    [999],
+    [499],
+    [0],
+    [998, 997],
+    list(range(999, 0, -10)),
+    list(range(999, -1, -1)),
+]
+
+
+@pytest.mark.parametrize("original_steps", [25, 50, 60, 100])
+def test_custom_timesteps_are_those_of_diffusers_warning_for_warning(original_steps, caplog, monkeypatch):
+    scheduler, theirs = LCMScheduler(original_inference_steps=original_steps), []
+    monkeypatch.setattr(scheduling_lcm.logger, "warning", theirs.append)
+    grid = lcm_timesteps(original_steps, original_steps=original_steps)
+    for timesteps in CUSTOM:
+        theirs.clear()
+        scheduler.set_timesteps(timesteps=timesteps)
+        # diffusers does not look for the first timestep on its grid; and with a strength its grid shrinks as the list
+        # does, so that it complains of timesteps which are then left out.
+        strangers = [t for t in timesteps[:1] if t not in grid]
+        for message in theirs:
+            if "not on the original" in message:
+                strangers += json.loads(re.search(r"\[.*\]", message)[0])
+        for strength in (1.0, 0.999, 0.7, 0.5, 1 / 3, 0.2):
+            theirs.clear()
+            caplog.clear()
+            scheduler.set_timesteps(timesteps=timesteps, strength=strength)
+            expected = [f"timesteps {strangers} are not on the {original_steps}-point grid"] if strangers else []
+            if any("first timestep" in message for message in theirs):
+                expected.append(f"the first timestep is {timesteps[0]}, not 999")
+            if len(scheduler.timesteps) == 0:
+                with pytest.raises(ValueError, match=f"strength {strength} leaves none of the {len(timesteps)} "):
+                    custom_timesteps(timesteps, original_steps=original_steps, strength=strength)
+                continue
+            ours = custom_timesteps(timesteps, original_steps=original_steps, strength=strength)
+            assert ours == scheduler.timesteps.tolist()
+            assert len(caplog.messages) == len(expected)
+            assert all(map(str.startswith, caplog.messages, expected))
+            assert {record.levelname for record in caplog.records} <= {"WARNING"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timesteps": [999, 999]}, "timestep 999 follows 999; .* descending"),
+        ({"timesteps": [999, 259, 499]}, "timestep 499 follows 259; .* descending"),
+        ({"timesteps": [1000]}, "timestep 1000 is not a whole number in 0 … 999"),
+        ({"timesteps": [1200, 499]}, "timestep 1200 is not a whole number in 0 … 999"),
+        ({"timesteps": [999], "original_inference_steps": 1001}, "original_steps 1001 is more than the model's 1000"),
+    ],
+)
+def test_custom_timesteps_refuses_what_diffusers_refuses(arguments, message):
+    with pytest.raises(ValueError):
+        LCMScheduler().set_timesteps(**arguments)
+    with pytest.raises(ValueError, match=message):
+        custom_timesteps(arguments["timesteps"], original_steps=arguments.get("original_inference_steps", 50))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timesteps": []}, "the list of timesteps is empty; give at least one"),
+        ({"timesteps": [999, -1]}, "timestep -1 is not a whole number in 0 … 999"),
+        ({"timesteps": [999, 499.5]}, "timestep 499.5 is not a whole number"),
+        ({"timesteps": [999.0]}, "timestep 999.0 is not a whole number"),
+        ({"timesteps": [math.nan]}, "timestep nan is not a whole number"),
+        ({"timesteps": [999], "train_steps": 500}, "timestep 999 is not a whole number in 0 … 499"),
+        ({"timesteps": [999], "strength": 0.0}, r"strength 0.0 is outside \(0, 1\]"),
+        ({"timesteps": [999], "strength": 1.1}, "strength 1.1 is outside"),
+        ({"timesteps": [999], "original_steps": 0}, "original_steps is 0"),
+    ],
+)
+def test_custom_timesteps_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        custom_timesteps(**arguments)
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_the_strength_that_custom_timesteps_asks_for_is_enough(count):
+    timesteps = lcm_timesteps(50)[:count]
+    with pytest.raises(ValueError, match="leaves none of the") as error:
+        custom_timesteps(timesteps, strength=0.01)
+    remedy = float(re.search("raise it to ([0-9.]+) or more", str(error.value))[1])
+    assert custom_timesteps(timesteps, strength=remedy) == timesteps[-1:]
 
 
 def test_trailing_timesteps_are_those_of_diffusers():
