@@ -35,9 +35,12 @@ def boundary_scalings(
     """(c_skip, c_out) with c_skip(0) = 1 and c_out(0) = 0, which make f_θ the identity at t = 0.
 
     c_skip = σ_d² / ((s·t)² + σ_d²), c_out = s·t / √((s·t)² + σ_d²); arXiv 2310.04378.
-    t: timesteps, a number (floats are returned) or a tensor of any shape (float64 on the CPU in that shape).
+    t: timesteps, a number (floats are returned) or a tensor of any shape: in float32 or float64 it stays where it is,
+    and any other is computed in float64 on the CPU.
     """
-    scaled = (t.detach().cpu().to(torch.float64) if isinstance(t, Tensor) else t) * timestep_scaling
+    if isinstance(t, Tensor) and t.dtype not in (torch.float32, torch.float64):
+        t = t.cpu().to(torch.float64)
+    scaled = (t.detach() if isinstance(t, Tensor) else t) * timestep_scaling
     total = scaled**2 + sigma_data**2
     return sigma_data**2 / total, scaled / total**0.5
 

@@ -42,7 +42,7 @@ class ConsistencySampling:
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         x0 = super().calculate_denoised(sigma, model_output, model_input)  # type: ignore[misc]
         x = self.calculate_input(sigma, model_input)  # type: ignore[attr-defined]
-        c_skip, c_out = boundary_scalings(self.timestep(sigma).flatten())  # type: ignore[attr-defined]
+        c_skip, c_out = boundary_scalings(self.timestep(sigma).flatten().float())  # type: ignore[attr-defined]
         return expand(c_skip, x) * x + expand(c_out, x0) * x0
 
 
