@@ -5,6 +5,7 @@ python tests/host/features.py COMFYUI BASE
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import sys
@@ -153,6 +154,56 @@ def grid(bench: Bench) -> Facts:
         bench.sample(watched.model, **inputs)
         facts[name] = watched.timesteps()
     return facts
+
+
+def predictions(bench: Bench) -> Facts:
+    """What the sampler takes for f_θ against lcm_core's, for predictions and schedules that are not SD's."""
+    from lcm_core.consistency import consistency_function
+    from lcm_core.schedule import NoiseSchedule
+
+    linear = NoiseSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.08, 200, dtype=torch.float64), 0))
+    shifted = NoiseSchedule.scaled_linear().zero_terminal_snr()
+    patch = extra("nodes_model_advanced", "ModelSamplingDiscrete")
+    short = bench.plain.clone()
+    sampling = copy.copy(short.get_model_object("model_sampling"))
+    sampling._buffers = dict(sampling._buffers)
+    sampling.set_sigmas(((1 - linear.alphas_cumprod) / linear.alphas_cumprod).sqrt())
+    short.add_object_patch("model_sampling", sampling)
+    cases = {
+        "v": (bench.host.run(patch, model=bench.plain, sampling="v_prediction")[0], "v_prediction",
+              NoiseSchedule.scaled_linear()),
+        "v, zero terminal SNR": (bench.host.run(patch, model=bench.plain, sampling="v_prediction", zsnr=True)[0],
+                                 "v_prediction", shifted),
+        "sample": (bench.host.run(patch, model=bench.plain, sampling="x0")[0], "sample", NoiseSchedule.scaled_linear()),
+        "200 timesteps": (short, "epsilon", linear),
+    }  # fmt: skip
+    facts: Facts = {}
+    for name, (model, prediction, schedule) in cases.items():
+        apart, timesteps = [], []
+        for x, t, raw, f in outputs(bench, bench.host.run("LCMLoRA_ModelSampling", model=model)[0]):
+            wanted = consistency_function(raw, x, t, schedule, prediction)
+            apart.append(largest(f, wanted) / max(1.0, wanted.abs().max().item()))
+            timesteps.append(t)
+        facts[name] = {"timesteps": timesteps, "apart": apart}
+    return facts
+
+
+def outputs(bench: Bench, model) -> list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]:
+    """(what the UNet gets, timestep, its raw output, what the sampler takes for f_θ) of each evaluation."""
+    found = []
+    sampling = model.get_model_object("model_sampling")
+    own = sampling.calculate_denoised
+
+    def watched(sigma, model_output, model_input):
+        f = own(sigma, model_output, model_input)
+        x = sampling.calculate_input(sigma, model_input)
+        found.append((x, int(sampling.timestep(sigma)[0]), model_output.clone(), f))
+        return f
+
+    sampling.calculate_denoised = watched
+    bench.sample(model)
+    del sampling.calculate_denoised
+    return found
 
 
 def seeds(bench: Bench) -> Facts:
@@ -318,7 +369,7 @@ def picture(bench: Bench) -> Facts:
     return {"rows": (images * 255).round().to(torch.uint8).flatten(1).tolist()}
 
 
-CHECKS = (guidance, other_guidance, grid, seeds, inpainting, stream, previews, interrupt, refused, picture)
+CHECKS = (guidance, other_guidance, grid, predictions, seeds, inpainting, stream, previews, interrupt, refused, picture)
 
 if __name__ == "__main__":
     bench = Bench(load_host(Path(sys.argv[1]), Path(sys.argv[2])))

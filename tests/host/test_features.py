@@ -54,6 +54,23 @@ def test_the_unet_is_evaluated_at_the_grids_timesteps(facts, name, timesteps):
     assert facts["grid"][name] == timesteps
 
 
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [
+        ("v", [999, 759, 499, 259]),
+        ("v, zero terminal SNR", [999, 759, 499, 259]),
+        ("sample", [999, 759, 499, 259]),
+        ("200 timesteps", [199, 151, 99, 51]),
+    ],
+)
+def test_every_prediction_and_schedule_gives_the_papers_function(facts, name, timesteps):
+    found = facts["predictions"][name]
+    assert found["timesteps"] == timesteps
+    assert max(found["apart"][1:]) < 1e-5
+    # The host keeps the terminal alpha of such a schedule at 2e-4, where the paper has 0.
+    assert found["apart"][0] < (1e-3 if "zero" in name else 1e-5)
+
+
 def test_an_image_with_its_own_seed_is_what_that_seed_makes(facts):
     assert facts["seeds"]["given"] == 0
     assert facts["seeds"]["made"] < 1e-3
