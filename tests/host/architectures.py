@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcm_core.consistency import consistency_function
+from lcm_core.consistency import consistency_function, multistep_sample
+from lcm_core.noise import step_noise
 from lcm_core.schedule import NoiseSchedule
 from tools.inprocess import Host, load_host
 
@@ -123,6 +124,29 @@ RULES = {
 }
 
 
+def apart_from_lcm_core(
+    model: Any, clean: Tensor, samples: Tensor, evaluations: list[Evaluation], gamma: float
+) -> list[float]:
+    """|x − x by hand| of each evaluation of a flow model, and of the samples: multistep_sample over (1 − σ, σ) that
+    starts at the LATENT `clean` and is given the evaluations' f_θ."""
+    import comfy.sample
+
+    levels, denoised, xs = [e.sigma for e in evaluations], iter(evaluations), []
+    noise = comfy.sample.prepare_noise(clean, SEED)
+    last = multistep_sample(
+        lambda x, sigma: next(denoised).denoised,
+        (1 - levels[0]) * model.model.process_latent_in(clean) + levels[0] * noise,
+        levels,
+        lambda sigma: (1 - sigma, sigma),
+        noise=lambda i: step_noise(clean.shape, SEED, i),
+        gamma=gamma,
+        callback=lambda i, sigma, x, x0: xs.append(x),
+    )
+    theirs = [*(e.x for e in evaluations), samples]
+    ours = [*xs, model.model.process_latent_out(last)]
+    return [(a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)]
+
+
 def examine(host: Host, family: str, checkpoint: str) -> dict[str, Any]:
     """What the loader makes of a checkpoint, and our nodes of the model.
 
@@ -148,6 +172,16 @@ def examine(host: Host, family: str, checkpoint: str) -> dict[str, Any]:
     def errors(evaluations):
         return {rule: max((RULES[rule](e) - e.denoised).abs().max().item() for e in evaluations) for rule in rules}
 
+    def flow(gamma, denoise):
+        samples, evaluations = record(patched, lambda m: ours(m, steps=4, gamma=gamma, denoise=denoise))
+        return {
+            "finite": bool(samples.isfinite().all()),
+            "timesteps": [e.t for e in evaluations],
+            "sigmas": [e.sigma for e in evaluations],
+            "error": errors(evaluations)["FLOW"],
+            "apart": apart_from_lcm_core(patched, latent["samples"], samples, evaluations, gamma),
+        }
+
     nearly_clean = {"sampler_name": "euler", "scheduler": "normal", "denoise": 0.001}
     before = stock(model, **nearly_clean)
     (patched,) = host.run("LCMLoRA_ModelSampling", model=model)
@@ -167,7 +201,9 @@ def examine(host: Host, family: str, checkpoint: str) -> dict[str, Any]:
         "last_errors": errors(last_timesteps),
         "left_alone": type(model.get_model_object("model_sampling")) is sampling and torch.equal(before, after),
     }
-    if family != "sd3":
+    if family == "sd3":
+        report["flow"] = {"gamma 0.3": flow(0.3, 1.0), "denoise 0.7": flow(1.0, 0.7)}
+    else:
         (distilled,) = host.run(ModelSamplingDiscrete, model=model, sampling="lcm")
         _, first = record(distilled, lambda m: stock(m, sampler_name="lcm", scheduler="simple"))
         report["core_errors"] = errors(first)

@@ -60,3 +60,17 @@ def test_cores_lcm_patch_takes_every_prediction_for_noise(reports, family):
     errors = reports[family]["core_errors"]
     assert errors["EPS"] < 1e-4
     assert errors["V_PREDICTION"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"), [("gamma 0.3", [1, 0.76, 0.5, 0.26]), ("denoise 0.7", [0.7, 0.54, 0.36, 0.18])]
+)
+def test_gamma_and_denoise_of_a_flow_model(reports, name, levels):
+    """Between the evaluations it is lcm_core's sampler over (1 − σ, σ), with SD3's shift of 3."""
+    found = reports["sd3"]["flow"][name]
+    sigmas = [3 * s / (1 + 2 * s) for s in levels]
+    assert found["finite"]
+    assert found["sigmas"] == pytest.approx(sigmas, rel=1e-5)
+    assert found["timesteps"] == pytest.approx([1000 * s for s in sigmas], rel=1e-5)
+    assert found["error"] < 1e-4
+    assert max(found["apart"]) < 1e-4
