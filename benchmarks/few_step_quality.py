@@ -38,7 +38,7 @@ from pocket.data import CATEGORIES  # noqa: E402
 from pocket.unet import PocketUNet, Words  # noqa: E402
 
 SOLVERS = {"DDIM": ddim_sample, "DPM++ 2M": dpmpp_2m_sample}
-GUIDANCE = (2.0, 3.0, 4.5)
+GUIDANCE = (1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def measure(bench: Bench, unet: PocketUNet, steps: Sequence[int]) -> list[Row]:
     for n in (1, 2, 4, 8):
         add(bench.row("LCM-LoRA", fast, "LCM", n, 1.0, "colour"))
     add(bench.row("LCM sampler, no LoRA", unet, "LCM", 4, 1.0, "colour"))
-    add(bench.row("style", drawn, "DPM++ 2M", 25, 3.0, "line"))
-    add(bench.row("style", drawn, "DPM++ 2M", 4, 3.0, "line"))
+    add(bench.row("style", drawn, "DPM++ 2M", 25, 2.0, "line"))
+    add(bench.row("style", drawn, "DPM++ 2M", 4, 2.0, "line"))
     add(bench.row("0.8 style + 1.0 LCM", both, "LCM", 4, 1.0, "line"))
     bar.close()
     return rows

@@ -114,8 +114,8 @@ def whiten(encode: nn.Sequential, decode: nn.Sequential, images: Tensor) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=1000, help="of both halves")
-    parser.add_argument("--decoder-steps", type=int, default=600, help="of the decoder alone, after them")
+    parser.add_argument("--steps", type=int, default=6000, help="of both halves")
+    parser.add_argument("--decoder-steps", type=int, default=4000, help="of the decoder alone, after them")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     rank, processes = join_processes()
@@ -145,7 +145,7 @@ def main() -> None:
 
     train("autoencoder", {"encoder": encode, "decoder": decode}, joint_loss, steps=args.steps, lr=2e-3,
           state=args.cache / "autoencoder.pt")  # fmt: skip
-    whiten(encode, decode, images[::4].float() / 255)
+    whiten(encode, decode, images[::2].float() / 255)
     encode.requires_grad_(False)
     train("decoder", {"decoder": decode}, decoder_loss, steps=args.decoder_steps, lr=2e-3,
           state=args.cache / "decoder.pt", seed=1)  # fmt: skip

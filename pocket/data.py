@@ -2,8 +2,8 @@
 
 The colour pictures are Noto emoji (npm `emoji-datasource-google`; package MIT, art Apache-2.0), the line drawings are
 Fluent high contrast emoji (npm `@iconify-json/fluent-emoji-high-contrast`, MIT). A caption may name a category
-("animal"), which leaves the object, its background and its direction open, or the object itself ("cat"), with or
-without the colour of the background.
+("animal"), which leaves the object and its background open, or the object itself ("cat"), with or without the colour
+of the background.
 """
 
 import io
@@ -64,12 +64,11 @@ CAPTIONS = {"category": 0.5, "category colour": 0.12, "object": 0.16, "object co
 
 @dataclass(frozen=True)
 class Pictures:
-    """images (N, 3, 64, 64) uint8; object, background and mirror (N,) are indices into OBJECTS, BACKGROUNDS, {0, 1}."""
+    """images (N, 3, 64, 64) uint8; object and background (N,) are indices into OBJECTS and BACKGROUNDS."""
 
     images: Tensor
     object: Tensor
     background: Tensor
-    mirror: Tensor
 
 
 def fetch(package: str, cache: Path) -> Path:
@@ -135,14 +134,11 @@ def palette(style: str) -> Tensor:
 
 
 def pictures(style: str, cache: Path) -> Pictures:
-    """Every object on every background in both directions: 48 x 6 x 2 = 576 pictures."""
+    """Every object on every background: 48 x 6 = 288 pictures."""
     drawings, colours = icons(style, cache), palette(style)
-    index = torch.cartesian_prod(torch.arange(len(OBJECTS)), torch.arange(len(colours)), torch.arange(2))
-    obj, background, mirror = index.unbind(1)
-    rgba = drawings[obj]
-    rgba = torch.where(mirror.bool()[:, None, None, None], rgba.flip(-1), rgba)
-    images = composite(rgba, colours[background]).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Pictures(images, obj, background, mirror)
+    obj, background = torch.cartesian_prod(torch.arange(len(OBJECTS)), torch.arange(len(colours))).unbind(1)
+    images = composite(drawings[obj], colours[background]).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Pictures(images, obj, background)
 
 
 def caption_words(kind: str, obj: int, background: int) -> list[str]:

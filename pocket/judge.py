@@ -17,7 +17,7 @@ from .data import BACKGROUNDS, CATEGORIES, CATEGORY_OF, OBJECTS, STYLES, picture
 from .training import train
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
-REFERENCE = WEIGHTS.with_name("judge_features.safetensors")  # of the data, by style: (576, 48) each
+REFERENCE = WEIGHTS.with_name("judge_features.safetensors")  # of the data, by style: (288, 48) each
 FEATURES = 48
 
 

@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "style_lora.safetensors"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     rank, processes = join_processes()
@@ -32,7 +32,7 @@ def main() -> None:
     latents = encode_pictures(data)
     unet, words = load_teacher()
     captions = Captions(words)
-    adapter = inject_lora(unet, TARGETS, rank=16)
+    adapter = inject_lora(unet, TARGETS, rank=32)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (32 // processes,), generator=generator)

@@ -80,7 +80,7 @@ def load_teacher(path: Path = WEIGHTS) -> tuple[PocketUNet, Words]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     rank, processes = join_processes()

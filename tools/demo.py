@@ -33,7 +33,7 @@ PROMPTS = ["animal", "fruit", "face", "vehicle", "cat", "apple"]
 SEED = 7
 SIZE = 64
 PICTURES_PER_PROMPT = 1
-GUIDANCE = 4.0
+GUIDANCE = 2.0
 COLUMNS = [prompt for prompt in PROMPTS for _ in range(PICTURES_PER_PROMPT)]
 
 
