@@ -5,7 +5,7 @@ trained on the data says how many pictures show what the prompt names, and how m
 distance is taken between its features of the pictures and of the data (of the line drawings for the style rows). The
 many-step solvers are shown at guidance 1 and at the guidance of the grid that gives them their lowest distance.
 
-python benchmarks/few_step_quality.py [--seeds 32] [--json FILE]
+python benchmarks/few_step_quality.py [--seeds 32] [--noise-seed 11] [--json FILE]
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Bench:
     judge: judge.Judge
     real: dict[str, Tensor]
     prompts: list[str]
-    seed: int = 11
+    seed: int
     batch: int = 64
 
     def sample(self, unet: PocketUNet, method: str, steps: int, scale: float) -> Tensor:
@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=32, help="pictures of each of the eight categories (default 32)")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 25], help="of the many-step solvers")
+    parser.add_argument("--noise-seed", type=int, default=11, help="of the pictures' noise (default 11)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -172,7 +173,7 @@ def main() -> None:
     referee = judge.load_judge()
     features = load_file(judge.REFERENCE)
     prompts = [category for category in CATEGORIES for _ in range(args.seeds)]
-    rows = measure(Bench(words, decode, referee, features, prompts), unet, args.steps)
+    rows = measure(Bench(words, decode, referee, features, prompts, args.noise_seed), unet, args.steps)
     print(f"{len(prompts)} pictures a row, prompts: {', '.join(CATEGORIES)}\n")
     print(table(rows))
     print(f"\n{time.perf_counter() - start:.0f} s")

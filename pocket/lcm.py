@@ -31,7 +31,7 @@ TARGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
