@@ -2,7 +2,7 @@
 
 python benchmarks/inpainting_seam.py COMFYUI BASE [--seeds 64] [--picture FILE]
 
-COMFYUI and BASE as in benchmarks/sampling.py. A picture of one category is made, its left half is masked and made anew,
+COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`, or your own. A picture of one category is made, its left half is masked and made anew,
 4 steps at cfg 1, with the same LoRA. Three numbers for each sampler, means over the seeds:
 
 - seam: the step between the pixel columns on either side of the edge, over the mean step between the columns next to
