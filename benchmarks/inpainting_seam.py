@@ -2,11 +2,11 @@
 
 python benchmarks/inpainting_seam.py COMFYUI BASE [--seeds 64] [--picture FILE]
 
-COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`, or your own. A picture of one category is made, its left half is masked and made anew,
-4 steps at cfg 1, with the same LoRA. Three numbers for each sampler, means over the seeds:
+COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`, or your own. Pictures of a category
+are made, their left half is masked and made anew, 4 steps at cfg 1, with one LoRA. For each sampler, over the seeds:
 
-- seam: the step between the pixel columns on either side of the edge, over the mean step between the columns next to
-  it (1 is no seam);
+- seam: the mean step between the pixel columns on either side of the edge, over the mean step between columns near it;
+  the originals' own says what no seam is;
 - background: the difference between the colours of the two halves' border pixels, in 8-bit levels;
 - kept: the largest change of the latent outside the mask.
 """
