@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -79,3 +81,43 @@ def write_lora(
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def output_path(folder: str | os.PathLike[str], name: str) -> Path:
+    """`name` below `folder`, subfolders allowed, for a file that a user names.
+
+    Raises ValueError for a name that is empty, absolute, has `..`, or leaves the folder through a symbolic link. The
+    rules of Windows hold everywhere, so a name that one system takes another takes too.
+    """
+    root = Path(folder).resolve()
+    windows, posix = PureWindowsPath(name), PurePosixPath(name)
+    outside = windows.anchor or posix.anchor or ".." in windows.parts
+    path = root / Path(*windows.parts)
+    if outside or "\0" in name or path == root or not path.resolve().is_relative_to(root):
+        raise ValueError(
+            f"{name!r} is not a file name below {root}; give a relative one such as 'loras/mix.safetensors', "
+            "without '..' or links that lead elsewhere"
+        )
+    return path
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 in hexadecimal, read a mebibyte at a time."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def provenance(expression: str, parents: Mapping[str, tuple[str | os.PathLike[str], float]]) -> dict[str, str]:
+    """Metadata that says how a vector was made: its expression and, of every parent, name -> (file, lambda).
+
+    `lcm_lora.expression` is the text as it is; `lcm_lora.parents` is JSON, a list of objects with name, file (without
+    its folder), sha256 and weight. Raises FileNotFoundError for a parent that is not there.
+    """
+    made_of = [
+        {"name": name, "file": Path(path).name, "sha256": sha256(path), "weight": weight}
+        for name, (path, weight) in parents.items()
+    ]
+    return {"lcm_lora.expression": expression, "lcm_lora.parents": json.dumps(made_of)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 DIALECTS = ("kohya", "peft", "native")
 
@@ -75,6 +76,9 @@ _UNET_HEADS = (
     r"(?:(?:down|up|input|output)_blocks|mid_block|middle_block|time_embed|time_embedding|add_embedding|label_emb|out)\."
     r"|(?:conv_in|conv_out|conv_norm_out)$"
 )
+_OTHER_UNET_HEADS = r"(?:double_blocks|single_blocks|joint_blocks)\."
+_CLIP_HEADS = r"encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm)|embeddings\.\w+_embedding$|final_layer_norm$"
+_TRANSFORMER_HEADS = r"(?:single_)?transformer_blocks\."
 _PREFIXES = tuple(
     (re.compile(prefix), component)
     for prefix, component in (
@@ -88,17 +92,20 @@ _PREFIXES = tuple(
         (r"(?:text_encoders\.)?clip_[lh]\.transformer\.", "text_encoder"),
         (r"(?:text_encoders\.)?clip_g\.transformer\.", "text_encoder_2"),
         (r"lora_transformer_", "transformer"),
-        (r"(?=text_model\.)", "text_encoder"),
-        (rf"(?={_UNET_HEADS})", "unet"),
+        (rf"(?=text_model\.|{_CLIP_HEADS})", "text_encoder"),
+        (rf"(?={_UNET_HEADS}|{_OTHER_UNET_HEADS})", "unet"),
+        (rf"(?={_TRANSFORMER_HEADS})", "transformer"),
     )
 )
-_PEFT_WRAPPER = re.compile(r"^(unet\.|text_encoder\.|text_encoder_2\.)?base_model\.model\.")
+_PEFT_WRAPPER = re.compile(r"^((?:unet|text_encoder|text_encoder_2|transformer)\.)?base_model\.model\.")
 _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\.processor\.(to_[qkv]|to_out)", r".\1"),
+        (r"^(text_encoder(?:_2)?\..*\.self_attn)\.to_([qkv])$", r"\1.\2_proj"),
+        (r"^(text_encoder(?:_2)?\..*\.self_attn)\.to_out$", r"\1.out_proj"),
         (r"\.to_out$", ".to_out.0"),
-        (r"^(text_encoder(?:_2)?)\.(?=encoder\.layers\.|embeddings\.|final_layer_norm)", r"\1.text_model."),
+        (rf"^(text_encoder(?:_2)?)\.(?={_CLIP_HEADS})", r"\1.text_model."),
     )
 )
 
@@ -109,7 +116,10 @@ _KOHYA_PREFIX = {
     "transformer": "lora_transformer_",
 }
 
-# What follows the module's name in a key. The first six roles are read, the others are refused.
+HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+KRONECKER = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+
+# What follows the module's name in a key. The last four roles can't be summed as a vector.
 SUFFIXES: dict[str, str] = {
     "down": r"\.lora_down\.weight|\.lora_A(?:(?:\.[^.]+)?\.weight)?|(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight",
     "up": r"\.lora_up\.weight|\.lora_B(?:(?:\.[^.]+)?\.weight)?|(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight",
@@ -117,16 +127,13 @@ SUFFIXES: dict[str, str] = {
     "alpha": r"\.alpha",
     "diff": r"\.diff|\.w_norm",
     "diff_b": r"\.diff_b|\.b_norm",
+    **{role: rf"\.{role}(?:\.[^.]+)?" for role in HADAMARD + KRONECKER},
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector(?:\.[^.]+)*",
-    "LoHa": r"\.hada_\w+(?:\.\w+)*",
-    "LoKr": r"\.lokr_\w+(?:\.\w+)*",
     "GLoRA": r"\.[ab][12]\.weight",
     "OFT": r"\.b?oft_\w+(?:\.\w+)*",
     "replacement": r"\.set_weight|\.reshape_weight",
 }
-_KEY = re.compile(
-    r"(?P<module>.+?)(?:" + "|".join(f"(?P<{role}>{suffix})" for role, suffix in SUFFIXES.items()) + r")"
-)
+_SUFFIX = re.compile(r"(?=[._])(?:" + "|".join(f"(?P<{role}>{suffix})" for role, suffix in SUFFIXES.items()) + r")\Z")
 
 
 def flat(name: str) -> str:
@@ -134,6 +141,7 @@ def flat(name: str) -> str:
     return name.replace(".", "_")
 
 
+@lru_cache(maxsize=1 << 14)
 def canonical_name(name: str) -> str:
     """The canonical name of a module path in any dialect (without `.weight` or a LoRA suffix).
 
@@ -194,10 +202,17 @@ def spell(names: Iterable[str], dialect: str) -> dict[str, str]:
     return spelled
 
 
+def listed(keys: Iterable[str], limit: int = 3) -> str:
+    """The first keys and how many more there are, for an error message."""
+    keys = list(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+@lru_cache(maxsize=1 << 14)
 def split_key(key: str) -> tuple[str, str] | None:
     """(module as the file spells it, role from SUFFIXES) of a state-dict key, None if it is not a LoRA key."""
-    match = _KEY.fullmatch(key)
-    return (match["module"], str(match.lastgroup)) if match else None
+    match = _SUFFIX.search(key, 1)
+    return (key[: match.start()], str(match.lastgroup)) if match else None
 
 
 def _unflatten(path: str) -> str:

@@ -6,10 +6,8 @@ exact for different ranks and alphas and cost no dense matrix.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,23 +17,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .convert import read_modules
 from .files import read_lora, write_lora
-from .keys import canonical_name, flat, spell, split_key
+from .keys import flat, listed, spell
 from .lowrank import Factors, check_shapes, concatenate, inner_product, truncate, wide
 
 T = TypeVar("T")
 
 # Metadata that a changed vector would contradict.
-STALE = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash")
-
-REFUSED = {
-    "DoRA": "DoRA rescales the whole weight after adding, so what it adds depends on the base model",
-    "LoHa": "LoHa (Hadamard) factors are not one product up @ down",
-    "LoKr": "LoKr (Kronecker) factors are not one product up @ down",
-    "GLoRA": "GLoRA multiplies the base weight, so what it adds depends on the base model",
-    "OFT": "OFT rotates the base weight, so what it adds depends on the base model",
-    "replacement": "the file replaces or reshapes weights in place of adding to them",
-}
+STALE = (
+    *("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module"),
+    *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,32 +46,28 @@ class LoRAVector:
 
     @classmethod
     def from_state_dict(
-        cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+        cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, rank: int | None = None
     ) -> LoRAVector:
         """Reads kohya, PEFT, diffusers or ComfyUI names. A missing alpha is the metadata's, else the rank.
 
-        Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, LoHa, LoKr, GLoRA, OFT, dense
-        differences of whole matrices), for keys that are no LoRA's, incomplete modules, a module in two dialects,
-        factors that don't fit each other and an alpha that is not finite.
+        LoHa, LoKr and dense differences become factors exactly, of a rank up to min(out, in); `rank` limits theirs to
+        the nearest of that rank, one module at a time. An alpha of 0 is valid: that module adds nothing.
+
+        Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, GLoRA, OFT; see
+        `convert.native_adapters`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
+        that don't fit each other, values that are NaN or infinite and a rank below 1.
         """
         metadata = dict(metadata or {})
-        adapter = _adapter_metadata(metadata.pop("lora_adapter_metadata", None))
-        modules, diffs = {}, {}
-        for name, keys in _keys_by_module(state_dict).items():
-            tensors = {role: state_dict[key].detach() for role, key in keys.items()}
-            for role, parameter in (("diff", "weight"), ("diff_b", "bias")):
-                if role in tensors:
-                    diffs[f"{name}.{parameter}"] = tensors[role]
-            if tensors.keys() & {"down", "up", "mid", "alpha"}:
-                modules[name] = _factors(name, keys, tensors, adapter)
+        modules, diffs = read_modules(state_dict, metadata, rank)
+        metadata.pop("lora_adapter_metadata", None)
         return cls(modules, diffs, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LoRAVector:
+    def load(cls, path: str | os.PathLike[str], rank: int | None = None) -> LoRAVector:
         """Reads a safetensors file; errors are those of `read_lora` and `from_state_dict` and name the file."""
         state_dict, metadata = read_lora(path)
         try:
-            return cls.from_state_dict(state_dict, metadata)
+            return cls.from_state_dict(state_dict, metadata, rank)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -94,7 +83,7 @@ class LoRAVector:
         if dialect == "peft" and self.diffs:
             raise ValueError(
                 f"PEFT has no name for the {len(self.diffs)} norm and bias differences of this vector "
-                f"({_some(list(self.diffs))}); save as kohya or native"
+                f"({listed(self.diffs)}); save as kohya or native"
             )
         modules = dict(self.modules)
         if dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1):
@@ -106,13 +95,13 @@ class LoRAVector:
             tensors[f"{names[name]}.{down}.weight"] = factors.down
             tensors[f"{names[name]}.{up}.weight"] = factors.up
             if dialect == "native" or (dialect == "kohya" and one_alpha):
-                alphas[f"{names[name]}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float32)
+                alphas[f"{names[name]}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float64)
         for name, diff in self.diffs.items():
             module, _, parameter = name.rpartition(".")
             tensors[f"{names[module]}.{'diff' if parameter == 'weight' else 'diff_b'}"] = diff
-        if dtype is not None:
-            tensors = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
-        return tensors | alphas
+        return {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()} | {
+            key: _cast(key, alpha, torch.float32) for key, alpha in alphas.items()
+        }
 
     def save(
         self,
@@ -149,7 +138,7 @@ class LoRAVector:
         return self * -1.0
 
     def __add__(self, other: LoRAVector) -> LoRAVector:
-        """The exact sum, rank = sum of ranks; metadata that both share is kept.
+        """The exact sum, rank = sum of ranks; metadata on which the two don't disagree is kept.
 
         Raises ValueError where a module's shapes differ (LoRAs for different architectures).
         """
@@ -157,8 +146,9 @@ class LoRAVector:
             return NotImplemented
         modules = {name: concatenate(name, terms) for name, terms in _aligned(self.modules, other.modules).items()}
         diffs = {name: _add_diffs(name, terms) for name, terms in _aligned(self.diffs, other.diffs).items()}
-        shared = dict(self.metadata.items() & other.metadata.items())
-        return LoRAVector(modules, diffs, _without_stale(shared))
+        either = {**self.metadata, **other.metadata}
+        agreed = {k: v for k, v in either.items() if self.metadata.get(k, v) == v}
+        return LoRAVector(modules, diffs, _without_stale(agreed))
 
     def __sub__(self, other: LoRAVector) -> LoRAVector:
         return self + -other if isinstance(other, LoRAVector) else NotImplemented
@@ -224,97 +214,6 @@ class LoRAVector:
         return LoRAVector(modules, self.diffs, _without_stale(self.metadata))
 
 
-def _keys_by_module(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """Canonical name -> role -> key, checked for refused kinds, unknown keys and modules that appear twice."""
-    refused: dict[str, list[str]] = defaultdict(list)
-    modules: dict[str, dict[str, str]] = {}
-    spellings: dict[str, tuple[str, str, str]] = {}
-    for key, tensor in state_dict.items():
-        module, role = split_key(key) or ("", "unknown")
-        if role in REFUSED or role == "unknown":
-            refused[role].append(key)
-            continue
-        if role == "diff" and tensor.ndim > 1:
-            raise ValueError(
-                f"{key} is a dense {tuple(tensor.shape)} difference, not a pair of factors; extract a LoRA from it"
-            )
-        name = canonical_name(module)
-        spelling, first_key, name = spellings.setdefault(flat(name), (module, key, name))
-        keys = modules.setdefault(name, {})
-        if spelling != module or role in keys:
-            raise ValueError(
-                f"{keys.get(role, first_key)} and {key} are the same module {name} twice; "
-                "save each LoRA in a file of its own and add them as vectors"
-            )
-        keys[role] = key
-    for role, found in refused.items():
-        if role in REFUSED:
-            raise ValueError(
-                f"{role} weights can't be summed as a vector: {REFUSED[role]} ({_some(found)}). "
-                "Apply the file to its base model and extract a plain LoRA from the difference"
-            )
-        raise ValueError(f"no LoRA weights that are known: {_some(found)}; use a file with LoRA weights only")
-    return modules
-
-
-def _factors(
-    name: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor], adapter: Mapping[str, object]
-) -> Factors:
-    for role in ("down", "up"):
-        if role not in keys:
-            raise ValueError(
-                f"{name} has {_some(list(keys.values()))} but no {role} factor; the file is incomplete, get it again"
-            )
-    down, up, middle = tensors["down"], tensors["up"], tensors.get("mid")
-    rank = down.shape[0] if down.ndim > 1 else 0
-    inner = up.flatten(1).shape[1] if up.ndim > 1 else 0
-    fits = rank == inner if middle is None else tuple(middle.shape[:2]) == (inner, rank)
-    if not (rank and inner and fits) or ("alpha" in tensors and tensors["alpha"].numel() != 1):
-        shapes = ", ".join(f"{key} {tuple(tensors[role].shape)}" for role, key in keys.items())
-        raise ValueError(f"the factors of {name} don't fit each other: {shapes}; the file is damaged, get it again")
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else _adapter_alpha(name, rank, adapter)
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha of {name} is {alpha}; it must be a finite number, the rank {rank} if in doubt")
-    if middle is not None:
-        dtype = wide(middle.dtype)
-        down = torch.einsum("rs...,si->ri...", middle.to(dtype), down.flatten(1).to(dtype))
-        alpha *= inner / rank
-    return Factors(down, up, alpha)
-
-
-def _adapter_metadata(text: str | None) -> dict[str, object]:
-    try:
-        config = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"lora_adapter_metadata is not JSON ({error}); remove it or correct it") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"lora_adapter_metadata {text!r} is not a JSON object; remove it or correct it")
-    return config
-
-
-def _adapter_alpha(name: str, rank: int, adapter: Mapping[str, object]) -> float:
-    """PEFT's alpha of a module: `alpha_pattern` (a path or its end), else `lora_alpha`, else the rank.
-
-    rsLoRA's alpha/sqrt(rank) comes back as the alpha that gives the same factor by alpha/rank.
-    """
-    component, _, path = name.partition(".")
-
-    def entry(key: str) -> object:
-        return adapter.get(f"{component}.{key}", adapter.get(key))
-
-    alpha, patterns = entry("lora_alpha"), entry("alpha_pattern")
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        ending = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", ending):
-            raise ValueError(f"alpha_pattern {pattern!r} is not a module path; write one pattern per module path")
-        if f".{path}".endswith(f".{ending}"):
-            alpha = value
-            break
-    if not isinstance(alpha, (int, float)):
-        return float(rank)
-    return alpha * math.sqrt(rank) if entry("use_rslora") else float(alpha)
-
-
 def _aligned(*mappings: Mapping[str, T]) -> dict[str, list[T]]:
     """Name -> the entries of the mappings that have it; a flattened name meets its dotted spelling, which is kept."""
     spellings: dict[str, str] = {}
@@ -335,18 +234,15 @@ def _add_diffs(name: str, terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if not torch.isfinite(cast).all():
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    cast = tensor if dtype is None else tensor.to(dtype)
+    if not all(math.isfinite(end) for end in cast.aminmax()):
         largest = float(tensor.abs().max())
-        raise ValueError(f"{key} reaches {largest:g}, which {dtype} can't hold; save as float32 or bfloat16")
+        raise ValueError(
+            f"{key} reaches {largest:g}, which {cast.dtype} can't hold; scale the vector down, or save as float32"
+        )
     return cast
 
 
 def _without_stale(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key not in STALE}
-
-
-def _some(keys: list[str], limit: int = 3) -> str:
-    """The first keys and how many more there are."""
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

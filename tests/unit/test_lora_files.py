@@ -1,11 +1,14 @@
+import hashlib
 import json
 import pickle
+import struct
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lcm_core.lora import LoRAVector, read_lora, write_lora
+from lcm_core.lora.files import output_path, provenance
 
 STATE = {"lora_unet_conv_in.lora_up.weight": torch.tensor([[1.0], [2.0]]), "lora_unet_conv_in.alpha": torch.tensor(1.0)}
 
@@ -124,3 +127,103 @@ def test_load_names_the_file(tmp_path):
     save_file({"model.diffusion_model.conv.weight": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors: .*model\.diffusion_model\.conv\.weight"):
         LoRAVector.load(tmp_path / "checkpoint.safetensors")
+
+
+def lying_file(path, header, data=b"\0" * 16):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]}},
+        {"x": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}},
+        {"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 16]}},
+        {"x": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},
+        {"x": {"dtype": "F33", "shape": [4], "data_offsets": [0, 16]}},
+        {"x": {"dtype": "F32", "shape": [4]}},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        {name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in "xy"},
+        {"__metadata__": {"a": 1}, "x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
+        *(b"{}}", b"{", b"\xff\xfe", b"{\xff}", b"[]"),
+    ],
+)
+def test_lying_header(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    lying_file(path, header)
+    with pytest.raises(ValueError, match=r"a\.safetensors.*download or copy it again"):
+        read_lora(path)
+
+
+def test_header_longer_than_the_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(ValueError, match="download or copy it again"):
+        read_lora(path)
+
+
+BITS = {
+    **{"F64": 64, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8},
+    **{"I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64},
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_every_dtype_is_read_or_refused(tmp_path, kind):
+    path, size = tmp_path / "a.safetensors", BITS[kind]
+    down = {"dtype": kind, "shape": [2, 4], "data_offsets": [0, size]}
+    up = {"dtype": kind, "shape": [4, 2], "data_offsets": [size, 2 * size]}
+    lying_file(path, {"unet.a.lora_A.weight": down, "unet.a.lora_B.weight": up}, bytes(2 * size))
+    if kind in list(BITS)[:6]:
+        assert LoRAVector.load(path).norm() < 1e-30  # zeros, or 2^-127 in F8_E8M0
+    else:
+        with pytest.raises(ValueError, match=r"a\.safetensors"):
+            LoRAVector.load(path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "sub/a.safetensors", "sub\\a.safetensors", "./a.safetensors", "..a"])
+def test_output_path_stays_in_its_folder(tmp_path, name):
+    path = output_path(tmp_path, name)
+    assert path.is_relative_to(tmp_path)
+    assert path.name in ("a.safetensors", "..a")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "sub/../../a", "sub\\..\\a", "/etc/a", "\\\\host\\a", "C:a", "C:\\a", "a\0b"]
+)
+def test_output_path_refuses(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a file name below"):
+        output_path(tmp_path, name)
+
+
+def test_output_path_refuses_links_that_lead_elsewhere(tmp_path):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "inside").mkdir()
+    (folder / "away").symlink_to(tmp_path)
+    (folder / "a.safetensors").symlink_to(tmp_path / "b.safetensors")
+    (folder / "near").symlink_to(folder / "inside")
+    assert output_path(folder, "near/a.safetensors") == folder / "near" / "a.safetensors"
+    for name in ("away/a.safetensors", "a.safetensors"):
+        with pytest.raises(ValueError, match="is not a file name below"):
+            output_path(folder, name)
+
+
+def test_provenance_of_a_mix(tmp_path):
+    write_lora(tmp_path / "style.safetensors", STATE, {"ss_tag_frequency": "{}", "modelspec.title": "style"})
+    path = tmp_path / "lcm.safetensors"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    parents = {"style": (tmp_path / "style.safetensors", 0.8), "lcm": (path, 1.0)}
+    made = provenance("0.8*style + 1.0*lcm", parents)
+    assert made["lcm_lora.expression"] == "0.8*style + 1.0*lcm"
+    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file, _ in parents.values()]
+    assert json.loads(made["lcm_lora.parents"]) == [
+        {"name": "style", "file": "style.safetensors", "sha256": expected[0], "weight": 0.8},
+        {"name": "lcm", "file": "lcm.safetensors", "sha256": expected[1], "weight": 1.0},
+    ]
+    write_lora(tmp_path / "mix.safetensors", STATE, made)
+    assert made.items() <= read_lora(tmp_path / "mix.safetensors")[1].items()
+    with pytest.raises(FileNotFoundError):
+        provenance("gone", {"gone": (tmp_path / "gone.safetensors", 1.0)})

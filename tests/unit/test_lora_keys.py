@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from lcm_core.lora import canonical_name, flat, spell
+from lcm_core.lora import Factors, LoRAVector, canonical_name, flat, spell
 from lcm_core.lora.keys import split_key
 
 TARGETS = [
@@ -31,7 +31,20 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-UNETS = {"sd15": ({"cross_attention_dim": 768}, SD15_UPSAMPLERS, 278), "sdxl": (SDXL, SDXL_UPSAMPLERS, 788)}
+SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+# Transformers of another depth in each layer of a block, and none in the middle.
+SSD1B = {
+    **SDXL,
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+}
+UNETS = {
+    "sd15": ({"cross_attention_dim": 768}, SD15_UPSAMPLERS, 278),
+    "sd2": (SD2, SD15_UPSAMPLERS, 278),
+    "sdxl": (SDXL, SDXL_UPSAMPLERS, 788),
+    "ssd1b": (SSD1B, SDXL_UPSAMPLERS, 423),
+}
 
 
 @pytest.fixture(scope="module", params=UNETS)
@@ -77,7 +90,12 @@ def test_every_module_reads_back_from_its_spelling(table, dialect):
 
 def test_lcm_lora_targets_are_all_found(table):
     _, ldm, count = table
-    assert sum(path.endswith(tuple(f".{target}" for target in TARGETS)) for path in ldm) == count
+    paths = [path for path in ldm if path.endswith(tuple(f".{target}" for target in TARGETS))]
+    assert len(paths) == count
+    vector = LoRAVector({f"unet.{path}": Factors(torch.ones(1, 1), torch.ones(1, 1), 1.0) for path in paths})
+    assert len(vector.state_dict("kohya")) == 3 * count  # 834 in the released file for SD1.5, 2364 for SDXL
+    for dialect in ("kohya", "peft", "native"):
+        assert LoRAVector.from_state_dict(vector.state_dict(dialect)).modules.keys() == vector.modules.keys()
 
 
 ONE_LEVEL = {
@@ -132,6 +150,8 @@ LAYER = "text_model.encoder.layers.3.self_attn.q_proj"
         (f"clip_h.transformer.{LAYER}", "text_encoder"),
         (f"clip_g.transformer.{LAYER}", "text_encoder_2"),
         (f"text_encoder.{LAYER.removeprefix('text_model.')}", "text_encoder"),
+        (f"base_model.model.{LAYER.removeprefix('text_model.')}", "text_encoder"),
+        (f"text_encoder_2.{LAYER.replace('q_proj', 'to_q')}", "text_encoder_2"),
     ],
 )
 def test_text_encoders(spelling, component):
@@ -154,6 +174,34 @@ def test_unknown_architecture_keeps_its_spelling_and_compares_flat():
     assert spell([flattened], "native")[flattened] == "lora_unet_double_blocks_0_img_attn_proj"
     with pytest.raises(ValueError, match="double_blocks_0_img_attn_proj lost its dots"):
         spell([flattened], "peft")
+
+
+@pytest.mark.parametrize(
+    "spellings, canonical",
+    [
+        (
+            ("double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.img_attn.qkv"),
+            "unet.double_blocks.0.img_attn.qkv",
+        ),
+        (("joint_blocks.3.x_block.mlp.fc1", "model.diffusion_model.joint_blocks.3.x_block.mlp.fc1"),
+         "unet.joint_blocks.3.x_block.mlp.fc1"),
+        (
+            (
+                *("transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_q"),
+                *("base_model.model.transformer_blocks.0.attn.to_q", "lora_transformer_transformer_blocks_0_attn_to_q"),
+                "transformer.base_model.model.transformer_blocks.0.attn.to_q",
+            ),
+            "transformer.transformer_blocks.0.attn.to_q",
+        ),
+        (("transformer.single_transformer_blocks.7.proj_mlp", "single_transformer_blocks.7.proj_mlp"),
+         "transformer.single_transformer_blocks.7.proj_mlp"),
+        (("lora_te3_encoder_block_0_layer_0_SelfAttention_q",), "lora_te3_encoder_block_0_layer_0_SelfAttention_q"),
+    ],
+)  # fmt: skip
+def test_other_architectures_pass_through(spellings, canonical):
+    assert {flat(canonical_name(spelling)) for spelling in spellings} == {flat(canonical)}
+    for dialect in ("kohya", "peft", "native"):
+        assert flat(canonical_name(spell([canonical], dialect)[canonical])) == flat(canonical)
 
 
 def test_names_without_a_component_come_back_unchanged():
@@ -182,8 +230,14 @@ def test_unknown_dialect():
         ("diffusion_model.a.diff_b", ("diffusion_model.a", "diff_b")),
         ("a.dora_scale", ("a", "DoRA")),
         ("a.lora_magnitude_vector.default.weight", ("a", "DoRA")),
-        ("a.hada_w1_a", ("a", "LoHa")),
-        ("a.lokr_w1", ("a", "LoKr")),
+        ("a.hada_w1_a", ("a", "hada_w1_a")),
+        ("a.hada_t2.default", ("a", "hada_t2")),
+        ("a.lokr_w1", ("a", "lokr_w1")),
+        ("a.lokr_w1_b", ("a", "lokr_w1_b")),
+        ("a.lora_magnitude_vector", ("a", "DoRA")),
+        ("a.w_norm", ("a", "diff")),
+        ("a.hada_x", None),
+        ("a.alpha\n", None),
         ("a.a1.weight", ("a", "GLoRA")),
         ("a.oft_blocks", ("a", "OFT")),
         ("a.weight", None),
@@ -198,3 +252,6 @@ def test_oldest_diffusers_processor_names():
     block = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     assert canonical_name(f"{block}.processor.to_q") == f"{block}.to_q"
     assert canonical_name(f"{block}.processor.to_out") == f"{block}.to_out.0"
+    text = "text_encoder.text_model.encoder.layers.0.self_attn"
+    assert split_key(f"{text}.to_out_lora.down.weight") == (f"{text}.to_out", "down")
+    assert canonical_name(f"{text}.to_out") == f"{text}.out_proj"

@@ -3,12 +3,13 @@ import math
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from lcm_core.lora import Factors, LoRAVector
+from lcm_core.lora import Factors, LoRAVector, canonical_name
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.mid_block.resnets.0.conv1"
@@ -126,6 +127,56 @@ def test_diffusers_reads_what_we_write(tmp_path, config, dialect):
     read = peft_deltas(reader)
     for name, delta in peft_deltas(unet).items():
         torch.testing.assert_close(read[name], delta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_reads_what_peft_saves(tmp_path, config):
+    model = get_peft_model(tiny_unet(), LoraConfig(target_modules=TARGETS, init_lora_weights=False, **config))
+    model.save_pretrained(tmp_path)
+    deltas = {name.replace("unet.base_model.model", "unet"): d for name, d in peft_deltas(model).items()}
+    assert_same_deltas(LoRAVector.load(tmp_path / "adapter_model.safetensors"), deltas)
+
+
+def test_reads_what_peft_saves_of_any_module(tmp_path):
+    net = torch.nn.ModuleDict({"fc": torch.nn.Linear(6, 5), "head": torch.nn.Conv2d(3, 4, 3)})
+    model = get_peft_model(net, LoraConfig(r=2, lora_alpha=3, target_modules=["fc", "head"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    deltas = {name.replace("unet.base_model.model.", ""): d for name, d in peft_deltas(model).items()}
+    assert_same_deltas(LoRAVector.load(tmp_path / "adapter_model.safetensors"), deltas)
+
+
+def tiny_pipeline():
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "projection_dim": 12, "num_attention_heads": 2}
+    text = CLIPTextModel(CLIPTextConfig(**sizes, num_hidden_layers=2, vocab_size=32, max_position_embeddings=8))
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": None, "unet": tiny_unet(), "scheduler": scheduler}
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def pipeline_deltas(pipeline):
+    deltas = {**peft_deltas(pipeline.unet), **peft_deltas(pipeline.text_encoder)}
+    return {canonical_name(name.replace("unet.encoder", "text_encoder.encoder")): d for name, d in deltas.items()}
+
+
+def test_a_pipeline_s_file_is_read_and_ours_loads_into_a_pipeline(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False))
+    text_config = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+    pipeline.text_encoder.add_adapter(text_config)
+    pipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(pipeline.unet),
+        text_encoder_lora_layers=get_peft_model_state_dict(pipeline.text_encoder),
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
+        text_encoder_lora_adapter_metadata=pipeline.text_encoder.peft_config["default"].to_dict(),
+    )
+    vector = LoRAVector.load(tmp_path / "pytorch_lora_weights.safetensors")
+    assert_same_deltas(vector, pipeline_deltas(pipeline))
+    vector.save(tmp_path / "ours.safetensors", "peft")
+    reader = tiny_pipeline()
+    reader.load_lora_weights(tmp_path, weight_name="ours.safetensors")
+    assert_same_deltas(vector, pipeline_deltas(reader))
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "peft", "native"])
@@ -246,6 +297,15 @@ def test_compress_to_rank_is_the_truncated_svd(rank, name):
     torch.testing.assert_close(factors.down.norm(), factors.up.norm())
 
 
+def test_compress_keeps_small_singular_values():
+    g = torch.Generator().manual_seed(0)
+    down = torch.linalg.qr(torch.randn(1000, 8, generator=g))[0].T
+    up = torch.linalg.qr(torch.randn(400, 8, generator=g))[0] * 10 ** -torch.arange(8.0).div(2)
+    small = LoRAVector({Q: Factors(down, up, 8.0)}).compress()
+    assert small.rank == 8
+    assert (small.delta(Q) - up @ down).norm() < 1e-6
+
+
 def test_compress_without_arguments_removes_redundancy_only():
     a = random_vector(1, 2, 1.0)
     doubled = a + 0.5 * a
@@ -301,16 +361,14 @@ def pair(module, down="lora_down", up="lora_up", rank=1):
 
 
 @pytest.mark.parametrize("key, kind", [
-    ("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("a1.weight", "GLoRA"), ("oft_blocks", "OFT"),
+    ("dora_scale", "DoRA"), ("a1.weight", "GLoRA"), ("oft_blocks", "OFT"), ("set_weight", "replacement"),
 ])  # fmt: skip
 def test_what_is_not_a_vector_is_refused(key, kind):
     with pytest.raises(ValueError, match=rf"{kind} weights can't be summed.*{KOHYA_Q}\.{key}.*extract a plain LoRA"):
         LoRAVector.from_state_dict({**pair(KOHYA_Q), f"{KOHYA_Q}.{key}": torch.ones(1)})
 
 
-def test_dense_difference_and_unknown_keys_are_refused():
-    with pytest.raises(ValueError, match=r"\.diff is a dense \(5, 6\) difference.*extract a LoRA"):
-        LoRAVector.from_state_dict({f"{KOHYA_Q}.diff": torch.ones(5, 6)})
+def test_unknown_keys_are_refused():
     with pytest.raises(ValueError, match="w0, w1, w2 and 2 more"):
         LoRAVector.from_state_dict({f"w{i}": torch.ones(1) for i in range(5)})
 
@@ -333,11 +391,44 @@ def test_incomplete_module(missing):
         LoRAVector.from_state_dict({f"{KOHYA_Q}.alpha": torch.tensor(1.0)})
 
 
-@pytest.mark.parametrize("down, up", [((2, 6), (5, 3)), ((6,), (5, 6)), ((0, 6), (5, 0)), ((2, 6), (5, 2, 3, 3))])
+@pytest.mark.parametrize("down, up", [((2, 6), (5, 3)), ((6,), (5, 6)), ((2, 6), (5,)), ((2, 6), (5, 2, 3, 3))])
 def test_factors_that_do_not_fit(down, up):
     state = {f"{KOHYA_Q}.lora_down.weight": torch.ones(down), f"{KOHYA_Q}.lora_up.weight": torch.ones(up)}
     with pytest.raises(ValueError, match="don't fit each other: .*lora_down.weight"):
         LoRAVector.from_state_dict(state)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("key", ["lora_down.weight", "lora_up.weight", "diff_b"])
+def test_values_that_are_not_finite(value, dtype, key):
+    state = {**pair(KOHYA_Q), f"{KOHYA_Q}.diff_b": torch.ones(5)}
+    bad = state[f"{KOHYA_Q}.{key}"].clone()
+    bad.flatten()[-1] = value
+    with pytest.raises(ValueError, match=rf"{KOHYA_Q}\.{key} has NaN or infinite values"):
+        LoRAVector.from_state_dict({**state, f"{KOHYA_Q}.{key}": bad.to(dtype)})
+
+
+@pytest.mark.parametrize("bad", [torch.ones(0, 6), torch.ones(1, 6, dtype=torch.int8), torch.ones(1, 6) * 1j])
+def test_weights_that_are_no_numbers(bad):
+    with pytest.raises(ValueError, match=r"lora_down.weight is \(., 6\) of .*floating-point numbers, at least one"):
+        LoRAVector.from_state_dict({**pair(KOHYA_Q), f"{KOHYA_Q}.lora_down.weight": bad})
+
+
+def test_fp8_factors_are_read():
+    state = {key: (value * 1.5).to(torch.float8_e4m3fn) for key, value in pair(KOHYA_Q).items()}
+    vector = LoRAVector.from_state_dict(state)
+    assert torch.equal((vector + vector).delta(Q), torch.full((5, 6), 4.5))
+
+
+def test_alpha_0_is_the_zero_vector(tmp_path):
+    state = {**pair(KOHYA_Q), f"{KOHYA_Q}.alpha": torch.tensor(0.0)}
+    zero, other = LoRAVector.from_state_dict(state), LoRAVector.from_state_dict(pair(KOHYA_Q))
+    assert zero.norm() == 0 == zero.cosine(other)
+    assert torch.equal((zero + other).delta(Q), other.delta(Q))
+    for dialect in ("kohya", "peft", "native"):
+        zero.save(tmp_path / "zero.safetensors", dialect)
+        assert not LoRAVector.load(tmp_path / "zero.safetensors").delta(Q).any()
 
 
 def test_alpha():
@@ -350,9 +441,15 @@ def test_alpha():
         LoRAVector.from_state_dict({**state, f"{KOHYA_Q}.alpha": torch.ones(2)})
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"lora_alpha": 1, "alpha_pattern": {".*to_q": 2}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[1]", "[" * 100_000, '{"lora_alpha": 1, "alpha_pattern": {".*to_q": 2}}', '{"lora_alpha": "8"}'),
+        *('{"lora_alpha": NaN}', '{"lora_alpha": 1e999}', f'{{"lora_alpha": {"9" * 400}}}'),
+    ],
+)
 def test_bad_adapter_metadata(text):
-    with pytest.raises(ValueError, match="is not (JSON|a JSON object|a module path)"):
+    with pytest.raises(ValueError, match="is not (JSON|a JSON object|a module path)|must be a finite number"):
         LoRAVector.from_state_dict(pair(Q, "lora_A", "lora_B"), {"lora_adapter_metadata": text})
 
 
@@ -397,11 +494,18 @@ def test_dtype_of_the_written_factors(tmp_path):
     with pytest.raises(ValueError, match="lora_up.weight reaches 1e\\+06, which torch.float16 can't hold"):
         large.save(tmp_path / "large.safetensors", dtype=torch.float16)
     assert not (tmp_path / "large.safetensors").exists()
+    with pytest.raises(ValueError, match="to_q.alpha reaches 1e\\+60, which torch.float32 can't hold"):
+        (1e60 * LoRAVector({Q: Factors(torch.ones(1, 6), torch.ones(5, 1), 1.0)})).save(tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match="lora_B.weight reaches inf, which torch.float32 can't hold"):
+        (1e35 * large).save(tmp_path / "large.safetensors", "peft")
+    assert not list(tmp_path.glob("large*"))
 
 
 def test_metadata(tmp_path):
     a = LoRAVector(random_vector(1, 2, 1.0).modules, metadata={"author": "x", "title": "a", "ss_network_dim": "2"})
     b = LoRAVector(random_vector(2, 2, 1.0).modules, metadata={"author": "x", "title": "b", "ss_network_dim": "2"})
     assert (a + b).metadata == {"author": "x"}
+    tagged = LoRAVector(metadata={"modelspec.architecture": "stable-diffusion-v1/lora", "ss_tag_frequency": "{}"})
+    assert (LoRAVector() + tagged + LoRAVector(metadata={"author": "x"})).metadata == {**tagged.metadata, "author": "x"}
     a.save(tmp_path / "a.safetensors", metadata={"title": "new"})
     assert LoRAVector.load(tmp_path / "a.safetensors").metadata == {**a.metadata, "title": "new", "format": "pt"}
