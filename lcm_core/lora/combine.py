@@ -1,0 +1,310 @@
+"""Ways to combine LoRA vectors (LCM-LoRA, arXiv 2311.05556, eq. 3) into one.
+
+A method merges one module at a time, so never more than one module's dense matrices live at once. A norm's or bias's
+difference counts as a matrix of one row and is treated as a module's Delta W in every method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .keys import flat
+from .lowrank import Factors, check_shapes, concatenate, decompose, inner_product, truncate, wide
+from .vector import LoRAVector, _aligned
+
+# A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
+Terms = Sequence[tuple[int, Factors]]
+# (canonical name, terms) -> what the module becomes, None if it is not in the result.
+Merge = Callable[[str, Terms], "Factors | None"]
+Progress = Callable[[int, int], None]
+
+MAJORITY_SIGN_METHODS = ("total", "frequency")
+# Beyond this cosine slerp is linear interpolation: the great circle through two such directions is ill-defined.
+PARALLEL = 0.9995
+
+
+def combine(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    method: str = "sum",
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LoRAVector:
+    """One vector from several; a module that only some of them have is zero in the others.
+
+    sum:             sum_i w_i tau_i, exact; the rank is the sum of the ranks.
+    project_out:     two vectors, w_0 (tau_0 - w_1 p), p = tau_0's component along tau_1: w_1 = 1 removes it all. Exact.
+                     per_module=False takes one component over the whole vector, True one for each module.
+    slerp:           two vectors a = w_0 tau_0 and b = w_1 tau_1, for each module with the angle A between them:
+                     sin((1-t)A)/sin(A) a + sin(t A)/sin(A) b, t=0.5 in [0, 1]; (1-t) a + t b where |cos A| > 0.9995
+                     or one is zero.
+    magnitude_prune: of each Delta W only the largest `density` of the values stay; then the weighted sum.
+    ties:            TIES (arXiv 2306.01708): the same pruning; then each entry is the mean of the weighted values that
+                     have the majority's sign. majority_sign_method="total" (the sum's sign) or "frequency".
+    dare_linear:     DARE (arXiv 2311.03099): each value of Delta W stays with chance `density`, divided by it; then the
+                     weighted sum. The draw depends on `seed`, the vector's place and the module's name alone.
+    dare_ties:       DARE's pruning with TIES's election and mean.
+
+    density=0.5 is a share in (0, 1]. All but sum and project_out take rank=None: their result is the truncated SVD
+    (nearest in the Frobenius norm) of that rank, None for the sum of the module's ranks, at most min(out, in*kh*kw).
+    As in PEFT's `*_svd` combination types, weights multiply after pruning and election.
+
+    progress(done, total) is called after each module; what it raises ends the work. Metadata on which the vectors don't
+    disagree is kept.
+
+    Raises ValueError for an unknown method or option, no vectors, weights of another number or not finite, an option
+    out of its range, slerp or project_out of other than two vectors, and modules whose shapes differ.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{method} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}")
+    if not vectors:
+        raise ValueError("there are no vectors to combine; give at least one")
+    if len(weights) != len(vectors):
+        raise ValueError(f"{len(weights)} weights for {len(vectors)} vectors; give one weight for each vector")
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise ValueError(f"a weight is {weight}; weights are finite numbers, such as 0.8")
+
+    merge = METHODS[method](vectors, weights, **options)
+    by_module = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
+    by_diff = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
+    report = progress or (lambda done, total: None)
+    total = len(by_module) + len(by_diff)
+    modules: dict[str, Factors] = {}
+    diffs: dict[str, Tensor] = {}
+    for done, (name, terms) in enumerate(by_module.items(), 1):
+        if (merged := merge(name, terms)) is not None:
+            modules[name] = merged
+        report(done, total)
+    for done, (name, tensors) in enumerate(by_diff.items(), len(by_module) + 1):
+        if (merged := merge(name, [(i, _as_row(diff)) for i, diff in tensors])) is not None:
+            diffs[name] = merged.delta().reshape(tensors[0][1].shape)
+        report(done, total)
+    either = {key: value for vector in vectors for key, value in vector.metadata.items()}
+    agreed = {k: value for k, value in either.items() if all(v.metadata.get(k, value) == value for v in vectors)}
+    return LoRAVector(modules, diffs, (LoRAVector(metadata=agreed) * 1.0).metadata)
+
+
+def random_mask(name: str, index: int, shape: tuple[int, ...], density: float, seed: int) -> Tensor:
+    """DARE's draw for a module of vector `index`: (out, in*kh*kw), True (the value stays) with chance `density`."""
+    digest = hashlib.sha256(f"{seed} {index} {flat(name)}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.rand(shape[0], math.prod(shape[1:]), generator=generator) < density
+
+
+def _sum(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> Merge:
+    return lambda name, terms: _linear(name, terms, weights)
+
+
+def _project_out(vectors: Sequence[LoRAVector], weights: Sequence[float], *, per_module: bool = False) -> Merge:
+    _check_two("project_out", vectors)
+    first, removed = weights
+    whole = vectors[1].dot(vectors[1])
+    whole_share = vectors[0].dot(vectors[1]) / whole if whole and not per_module else 0.0
+
+    def merge(name: str, terms: Terms) -> Factors | None:
+        share = whole_share
+        if per_module:
+            if terms[0][0] == 1:
+                return None
+            if len(terms) == 2:
+                (_, a), (_, b) = terms
+                squared = inner_product(name, b, b)
+                share = inner_product(name, a, b) / squared if squared else 0.0
+        return _linear(name, terms, (first, -first * removed * share))
+
+    return merge
+
+
+def _slerp(
+    vectors: Sequence[LoRAVector], weights: Sequence[float], *, t: float = 0.5, rank: int | None = None
+) -> Merge:
+    _check_two("slerp", vectors)
+    _check_rank(rank)
+    if not 0 <= t <= 1:
+        raise ValueError(f"t is {t}; it is a place in [0, 1] between the first vector and the second, such as 0.5")
+
+    def merge(name: str, terms: Terms) -> Factors:
+        scaled = [(i, _scaled(name, factors, weights[i])) for i, factors in terms]
+        shares = (1 - t, t)
+        if len(scaled) == 2:
+            a, b = (LoRAVector({name: factors}) for _, factors in scaled)
+            cosine = a.cosine(b)
+            if a.norm() and b.norm() and abs(cosine) <= PARALLEL:
+                angle = math.acos(cosine)
+                shares = (math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
+        return truncate(_linear(name, scaled, shares), rank or _whole_rank(terms))
+
+    return merge
+
+
+def _magnitude_prune(
+    vectors: Sequence[LoRAVector], weights: Sequence[float], *, density: float = 0.5, rank: int | None = None
+) -> Merge:
+    return _dense(weights, rank, _keep_largest(density), _weighted_sum)
+
+
+def _ties(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    *,
+    density: float = 0.5,
+    majority_sign_method: str = "total",
+    rank: int | None = None,
+) -> Merge:
+    return _dense(weights, rank, _keep_largest(density), _elected_mean(majority_sign_method))
+
+
+def _dare_linear(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    *,
+    density: float = 0.5,
+    seed: int = 0,
+    rank: int | None = None,
+) -> Merge:
+    return _dense(weights, rank, _keep_randomly(density, seed), _weighted_sum)
+
+
+def _dare_ties(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    *,
+    density: float = 0.5,
+    majority_sign_method: str = "total",
+    seed: int = 0,
+    rank: int | None = None,
+) -> Merge:
+    return _dense(weights, rank, _keep_randomly(density, seed), _elected_mean(majority_sign_method))
+
+
+METHODS: dict[str, Callable[..., Merge]] = {
+    "sum": _sum,
+    "project_out": _project_out,
+    "slerp": _slerp,
+    "magnitude_prune": _magnitude_prune,
+    "ties": _ties,
+    "dare_linear": _dare_linear,
+    "dare_ties": _dare_ties,
+}
+
+
+def _linear(name: str, terms: Terms, weights: Sequence[float]) -> Factors:
+    return concatenate(name, [_scaled(name, factors, weights[i]) for i, factors in terms])
+
+
+def _scaled(name: str, factors: Factors, weight: float) -> Factors:
+    alpha = factors.alpha * weight
+    if not math.isfinite(alpha):
+        raise ValueError(f"weight {weight} overflows alpha of {name}; use a smaller weight, such as 0.8")
+    return replace(factors, alpha=alpha)
+
+
+def _dense(
+    weights: Sequence[float],
+    rank: int | None,
+    sparsify: Callable[[str, int, Tensor], Tensor],
+    merge: Callable[[Sequence[Tensor], Sequence[float]], Tensor],
+) -> Merge:
+    """`merge` of the sparsified Delta W, each (out, in*kh*kw), cut to a rank."""
+    _check_rank(rank)
+
+    def merged(name: str, terms: Terms) -> Factors:
+        first = terms[0][1]
+        sparse = []
+        for i, factors in terms:
+            check_shapes(name, first.shape, factors.shape)
+            sparse.append(sparsify(name, i, factors.delta().flatten(1)).to(first.down.device))
+        matrix = merge(sparse, [weights[i] for i, _ in terms])
+        if not torch.isfinite(matrix).all():
+            raise ValueError(f"Delta W of {name} is not finite; use smaller weights, or a file without NaN or infinity")
+        shape = max((factors.shape for _, factors in terms), key=len)
+        return decompose(matrix.reshape(shape), rank or _whole_rank(terms))[0]
+
+    return merged
+
+
+def _keep_largest(density: float) -> Callable[[str, int, Tensor], Tensor]:
+    _check_density(density)
+
+    def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
+        if density == 1:
+            return matrix
+        kept = torch.zeros_like(matrix).flatten()
+        values = matrix.flatten()
+        largest = torch.topk(values.abs(), int(density * values.numel()), sorted=False).indices
+        kept[largest] = values[largest]
+        return kept.reshape(matrix.shape)
+
+    return sparsify
+
+
+def _keep_randomly(density: float, seed: int) -> Callable[[str, int, Tensor], Tensor]:
+    _check_density(density)
+
+    def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
+        return matrix * random_mask(name, index, tuple(matrix.shape), density, seed).to(matrix.device) / density
+
+    return sparsify
+
+
+def _weighted_sum(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = matrices[0] * weights[0]
+    for matrix, weight in zip(matrices[1:], weights[1:], strict=True):
+        total = total + matrix * weight
+    return total
+
+
+def _elected_mean(majority_sign_method: str) -> Callable[[Sequence[Tensor], Sequence[float]], Tensor]:
+    if majority_sign_method not in MAJORITY_SIGN_METHODS:
+        raise ValueError(
+            f"majority_sign_method {majority_sign_method!r} is unknown; use one of {', '.join(MAJORITY_SIGN_METHODS)}"
+        )
+
+    def merge(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        votes = matrices if majority_sign_method == "total" else [matrix.sign() for matrix in matrices]
+        elected = _weighted_sum(votes, [1.0] * len(votes)) >= 0
+        agree = [torch.where(elected, matrix > 0, matrix < 0) for matrix in matrices]
+        total = _weighted_sum([matrix * agreed for matrix, agreed in zip(matrices, agree, strict=True)], weights)
+        count = _weighted_sum([agreed.to(total.dtype) for agreed in agree], [1.0] * len(agree))
+        return total / count.clamp(min=1)
+
+    return merge
+
+
+def _as_row(diff: Tensor) -> Factors:
+    return Factors(diff.reshape(1, -1), diff.new_ones(1, 1, dtype=wide(diff.dtype)), 1.0)
+
+
+def _whole_rank(terms: Terms) -> int:
+    shape = terms[0][1].shape
+    return min(sum(factors.rank for _, factors in terms), shape[0], math.prod(shape[1:]))
+
+
+def _check_two(method: str, vectors: Sequence[LoRAVector]) -> None:
+    if len(vectors) != 2:
+        raise ValueError(f"{method} has {len(vectors)} vectors; it takes 2")
+
+
+def _check_rank(rank: int | None) -> None:
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank is {rank}; it is a whole number, at least 1, such as 64, or None")
+
+
+def _check_density(density: float) -> None:
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it is the share of values to keep, in (0, 1], such as 0.5")
