@@ -6,7 +6,8 @@ COMFYUI and BASE are a ComfyUI folder and its base directory; `python tools/run.
 .host/base. Run it with ComfyUI's Python. What is compared runs in turns in one process, on one MODEL;
 medians are shown:
 
-- node overhead: LCM Sampler against core's KSampler (`lcm`, `simple`), both 4 steps at cfg 1;
+- node overhead: LCM Sampler against core's KSampler (`lcm`, `simple`), both 4 steps at cfg 1, and what each spends
+  outside the UNet;
 - speed-up: LCM Sampler, 4 steps at cfg 1, against KSampler (`euler`, `normal`), 25 steps at cfg 4, beside the ratio of
   UNet evaluations;
 - stream: LCM Stream Batch against LCM Sampler frame by frame, with the number of UNet calls;
@@ -31,10 +32,10 @@ from tools.inprocess import PACK, load_host, load_pack  # noqa: E402
 
 
 def in_turns(repeats: int, *acts: Callable[[], object]) -> list[float]:
-    """Median seconds of each act, run in turns after one unmeasured turn."""
+    """Median seconds of each act, run in turns, forth and back, after one unmeasured turn."""
     seconds: list[list[float]] = [[] for _ in acts]
     for turn in range(repeats + 1):
-        for act, kept in zip(acts, seconds, strict=True):
+        for act, kept in list(zip(acts, seconds, strict=True))[:: 1 - turn % 2 * 2]:
             start = time.perf_counter()
             act()
             if turn:
@@ -67,12 +68,14 @@ def main() -> None:
     model, clip, _ = host.run("CheckpointLoaderSimple", ckpt_name="pocket.safetensors")
     positive, negative = (host.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("cat", ""))
     (model, *_) = host.run("LCMLoRA_Loader", model=model, lora_name="pocket_lcm.safetensors")
-    calls = 0
+    calls, inside = 0, 0.0
 
     def counted(apply_model, args):
-        nonlocal calls
-        calls += 1
-        return apply_model(args["input"], args["timestep"], **args["c"])
+        nonlocal calls, inside
+        start = time.perf_counter()
+        output = apply_model(args["input"], args["timestep"], **args["c"])
+        calls, inside = calls + 1, inside + time.perf_counter() - start
+        return output
 
     model.set_model_unet_function_wrapper(counted)
     shared = {"model": model, "positive": positive, "negative": negative, "seed": 1}
@@ -100,13 +103,23 @@ def main() -> None:
     def streamed() -> None:
         lcm(frames, "LCMLoRA_StreamBatch")
 
-    node, ksampler = in_turns(args.repeats, lcm, lambda: core(4, 1.0, "lcm", "simple"))
+    def outside(act: Callable[[], None]) -> float:
+        before, start = inside, time.perf_counter()
+        act()
+        return time.perf_counter() - start - (inside - before)
+
+    def core_lcm() -> None:
+        core(4, 1.0, "lcm", "simple")
+
+    node, ksampler = in_turns(args.repeats, lcm, core_lcm)
     few, many = in_turns(max(1, args.repeats // 3), lcm, lambda: core(25, 4.0, "euler", "normal"))
     single, stream = in_turns(args.repeats, one_by_one, streamed)
     result = {
         "LCM Sampler, s": node,
         "KSampler lcm, s": ksampler,
         "overhead ratio": node / ksampler,
+        "LCM Sampler outside the UNet, s": outside(lcm),
+        "KSampler lcm outside the UNet, s": outside(core_lcm),
         "25 guided steps, s": many,
         "speed-up": many / few,
         "of the ratio of evaluations": many / few / (50 / 4),

@@ -1,8 +1,30 @@
-"""LoRA files of every dialect as vectors that can be added, scaled, measured and compressed."""
+"""LoRA files of every dialect as vectors that can be added, scaled, combined, compressed, extracted and measured."""
 
+from .blocks import block_cosines, block_norms, block_of, preset_weights, scale_blocks
+from .combine import METHODS, combine
+from .expression import evaluate_expression, parse_expression
+from .extract import extract
 from .files import read_lora, write_lora
 from .keys import canonical_name, flat, spell
 from .lowrank import Factors
 from .vector import LoRAVector
 
-__all__ = ["Factors", "LoRAVector", "canonical_name", "flat", "read_lora", "spell", "write_lora"]
+__all__ = [
+    "METHODS",
+    "Factors",
+    "LoRAVector",
+    "block_cosines",
+    "block_norms",
+    "block_of",
+    "canonical_name",
+    "combine",
+    "evaluate_expression",
+    "extract",
+    "flat",
+    "parse_expression",
+    "preset_weights",
+    "read_lora",
+    "scale_blocks",
+    "spell",
+    "write_lora",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -99,25 +97,3 @@ def output_path(folder: str | os.PathLike[str], name: str) -> Path:
             "without '..' or links that lead elsewhere"
         )
     return path
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 in hexadecimal, read a mebibyte at a time."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def provenance(expression: str, parents: Mapping[str, tuple[str | os.PathLike[str], float]]) -> dict[str, str]:
-    """Metadata that says how a vector was made: its expression and, of every parent, name -> (file, lambda).
-
-    `lcm_lora.expression` is the text as it is; `lcm_lora.parents` is JSON, a list of objects with name, file (without
-    its folder), sha256 and weight. Raises FileNotFoundError for a parent that is not there.
-    """
-    made_of = [
-        {"name": name, "file": Path(path).name, "sha256": sha256(path), "weight": weight}
-        for name, (path, weight) in parents.items()
-    ]
-    return {"lcm_lora.expression": expression, "lcm_lora.parents": json.dumps(made_of)}

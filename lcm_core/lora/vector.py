@@ -21,13 +21,14 @@ from .convert import read_modules
 from .files import read_lora, write_lora
 from .keys import flat, listed, spell
 from .lowrank import Factors, check_shapes, concatenate, inner_product, truncate, wide
+from .record import EXPRESSION, PARENTS
 
 T = TypeVar("T")
 
 # Metadata that a changed vector would contradict.
 STALE = (
     *("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module"),
-    *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
+    *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", EXPRESSION, PARENTS),
 )
 
 

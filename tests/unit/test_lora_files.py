@@ -1,4 +1,3 @@
-import hashlib
 import json
 import pickle
 import struct
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcm_core.lora import LoRAVector, read_lora, write_lora
-from lcm_core.lora.files import output_path, provenance
+from lcm_core.lora.files import output_path
 
 STATE = {"lora_unet_conv_in.lora_up.weight": torch.tensor([[1.0], [2.0]]), "lora_unet_conv_in.alpha": torch.tensor(1.0)}
 
@@ -209,21 +208,3 @@ def test_output_path_refuses_links_that_lead_elsewhere(tmp_path):
     for name in ("away/a.safetensors", "a.safetensors"):
         with pytest.raises(ValueError, match="is not a file name below"):
             output_path(folder, name)
-
-
-def test_provenance_of_a_mix(tmp_path):
-    write_lora(tmp_path / "style.safetensors", STATE, {"ss_tag_frequency": "{}", "modelspec.title": "style"})
-    path = tmp_path / "lcm.safetensors"
-    path.write_bytes(bytes(range(256)) * 10_000)
-    parents = {"style": (tmp_path / "style.safetensors", 0.8), "lcm": (path, 1.0)}
-    made = provenance("0.8*style + 1.0*lcm", parents)
-    assert made["lcm_lora.expression"] == "0.8*style + 1.0*lcm"
-    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file, _ in parents.values()]
-    assert json.loads(made["lcm_lora.parents"]) == [
-        {"name": "style", "file": "style.safetensors", "sha256": expected[0], "weight": 0.8},
-        {"name": "lcm", "file": "lcm.safetensors", "sha256": expected[1], "weight": 1.0},
-    ]
-    write_lora(tmp_path / "mix.safetensors", STATE, made)
-    assert made.items() <= read_lora(tmp_path / "mix.safetensors")[1].items()
-    with pytest.raises(FileNotFoundError):
-        provenance("gone", {"gone": (tmp_path / "gone.safetensors", 1.0)})
