@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from .keys import flat
-from .lowrank import Factors, check_shapes, concatenate, decompose, inner_product, truncate, wide
+from .lowrank import Factors, check_limits, check_shapes, concatenate, decompose, inner_product, truncate, wide
 from .vector import LoRAVector, _aligned
 
 # A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
 Terms = Sequence[tuple[int, Factors]]
-# (canonical name, terms) -> what the module becomes, None if it is not in the result.
-Merge = Callable[[str, Terms], "Factors | None"]
+# (canonical name, terms) -> the module as factors whose sum it is (none: it is left out), or as a dense Delta W.
+Merge = Callable[[str, Terms], "Sequence[Factors] | Tensor"]
 Progress = Callable[[int, int], None]
 
 MAJORITY_SIGN_METHODS = ("total", "frequency")
@@ -36,6 +36,9 @@ def combine(
     weights: Sequence[float],
     method: str = "sum",
     *,
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> LoRAVector:
@@ -46,7 +49,7 @@ def combine(
                      per_module=False takes one component over the whole vector, True one for each module.
     slerp:           two vectors a = w_0 tau_0 and b = w_1 tau_1, for each module with the angle A between them:
                      sin((1-t)A)/sin(A) a + sin(t A)/sin(A) b, t=0.5 in [0, 1]; (1-t) a + t b where |cos A| > 0.9995
-                     or one is zero.
+                     or one is zero. Exact.
     magnitude_prune: of each Delta W only the largest `density` of the values stay; then the weighted sum.
     ties:            TIES (arXiv 2306.01708): the same pruning; then each entry is the mean of the weighted values that
                      have the majority's sign. majority_sign_method="total" (the sum's sign) or "frequency".
@@ -54,10 +57,12 @@ def combine(
                      weighted sum. The draw depends on `seed`, the vector's place and the module's name alone.
     dare_ties:       DARE's pruning with TIES's election and mean.
 
-    density=0.5 is a share in (0, 1]. All but sum and project_out take rank=None: their result is the truncated SVD
-    (nearest in the Frobenius norm) of that rank, None for the sum of the module's ranks, at most min(out, in*kh*kw).
-    As in PEFT's `*_svd` combination types, weights multiply after pruning and election.
+    density=0.5 is a share in (0, 1]. As in PEFT's `*_svd` combination types, weights multiply after pruning and
+    election.
 
+    rank and energy compress the result as `LoRAVector.compress` does, one module after another; where the methods
+    above are not exact, rank None is the sum of the module's ranks, at most min(out, in*kh*kw). dtype is the factors',
+    None for float32 or wider.
     progress(done, total) is called after each module; what it raises ends the work. Metadata on which the vectors don't
     disagree is kept.
 
@@ -66,8 +71,7 @@ def combine(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    known = options_of(method)
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}")
@@ -78,8 +82,26 @@ def combine(
     for weight in weights:
         if not math.isfinite(weight):
             raise ValueError(f"a weight is {weight}; weights are finite numbers, such as 0.8")
+    check_limits(rank, energy)
 
     merge = METHODS[method](vectors, weights, **options)
+
+    def finished(name: str, terms: Terms) -> Factors | None:
+        merged = merge(name, terms)
+        if isinstance(merged, Tensor):
+            if not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"Delta W of {name} is not finite; use smaller weights, or a file without NaN or infinity"
+                )
+            factors = decompose(merged, rank or _whole_rank(terms), energy)[0]
+        elif not merged:
+            return None
+        elif rank is None and energy is None:
+            return concatenate(name, merged, dtype)
+        else:
+            factors = truncate(concatenate(name, merged), rank, energy)
+        return factors if dtype is None else factors.to(dtype)
+
     by_module = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
     by_diff = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
     report = progress or (lambda done, total: None)
@@ -87,16 +109,22 @@ def combine(
     modules: dict[str, Factors] = {}
     diffs: dict[str, Tensor] = {}
     for done, (name, terms) in enumerate(by_module.items(), 1):
-        if (merged := merge(name, terms)) is not None:
+        if (merged := finished(name, terms)) is not None:
             modules[name] = merged
         report(done, total)
     for done, (name, tensors) in enumerate(by_diff.items(), len(by_module) + 1):
-        if (merged := merge(name, [(i, _as_row(diff)) for i, diff in tensors])) is not None:
-            diffs[name] = merged.delta().reshape(tensors[0][1].shape)
+        if (merged := finished(name, [(i, _as_row(diff)) for i, diff in tensors])) is not None:
+            diffs[name] = merged.delta().reshape(tensors[0][1].shape).to(dtype)
         report(done, total)
     either = {key: value for vector in vectors for key, value in vector.metadata.items()}
     agreed = {k: value for k, value in either.items() if all(v.metadata.get(k, value) == value for v in vectors)}
     return LoRAVector(modules, diffs, (LoRAVector(metadata=agreed) * 1.0).metadata)
+
+
+def options_of(method: str) -> list[str]:
+    """The names of a method's own options."""
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def random_mask(name: str, index: int, shape: tuple[int, ...], density: float, seed: int) -> Tensor:
@@ -107,7 +135,7 @@ def random_mask(name: str, index: int, shape: tuple[int, ...], density: float, s
 
 
 def _sum(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> Merge:
-    return lambda name, terms: _linear(name, terms, weights)
+    return lambda name, terms: _scaled(name, terms, weights)
 
 
 def _project_out(vectors: Sequence[LoRAVector], weights: Sequence[float], *, per_module: bool = False) -> Merge:
@@ -116,46 +144,40 @@ def _project_out(vectors: Sequence[LoRAVector], weights: Sequence[float], *, per
     whole = vectors[1].dot(vectors[1])
     whole_share = vectors[0].dot(vectors[1]) / whole if whole and not per_module else 0.0
 
-    def merge(name: str, terms: Terms) -> Factors | None:
+    def merge(name: str, terms: Terms) -> Sequence[Factors]:
         share = whole_share
         if per_module:
             if terms[0][0] == 1:
-                return None
+                return []
             if len(terms) == 2:
                 (_, a), (_, b) = terms
                 squared = inner_product(name, b, b)
                 share = inner_product(name, a, b) / squared if squared else 0.0
-        return _linear(name, terms, (first, -first * removed * share))
+        return _scaled(name, terms, (first, -first * removed * share))
 
     return merge
 
 
-def _slerp(
-    vectors: Sequence[LoRAVector], weights: Sequence[float], *, t: float = 0.5, rank: int | None = None
-) -> Merge:
+def _slerp(vectors: Sequence[LoRAVector], weights: Sequence[float], *, t: float = 0.5) -> Merge:
     _check_two("slerp", vectors)
-    _check_rank(rank)
     if not 0 <= t <= 1:
         raise ValueError(f"t is {t}; it is a place in [0, 1] between the first vector and the second, such as 0.5")
 
-    def merge(name: str, terms: Terms) -> Factors:
-        scaled = [(i, _scaled(name, factors, weights[i])) for i, factors in terms]
+    def merge(name: str, terms: Terms) -> Sequence[Factors]:
         shares = (1 - t, t)
-        if len(scaled) == 2:
-            a, b = (LoRAVector({name: factors}) for _, factors in scaled)
+        if len(terms) == 2:
+            a, b = (LoRAVector({name: factors}) for factors in _scaled(name, terms, weights))
             cosine = a.cosine(b)
             if a.norm() and b.norm() and abs(cosine) <= PARALLEL:
                 angle = math.acos(cosine)
                 shares = (math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
-        return truncate(_linear(name, scaled, shares), rank or _whole_rank(terms))
+        return _scaled(name, terms, [share * weight for share, weight in zip(shares, weights, strict=True)])
 
     return merge
 
 
-def _magnitude_prune(
-    vectors: Sequence[LoRAVector], weights: Sequence[float], *, density: float = 0.5, rank: int | None = None
-) -> Merge:
-    return _dense(weights, rank, _keep_largest(density), _weighted_sum)
+def _magnitude_prune(vectors: Sequence[LoRAVector], weights: Sequence[float], *, density: float = 0.5) -> Merge:
+    return _dense(weights, _keep_largest(density), _weighted_sum)
 
 
 def _ties(
@@ -164,9 +186,8 @@ def _ties(
     *,
     density: float = 0.5,
     majority_sign_method: str = "total",
-    rank: int | None = None,
 ) -> Merge:
-    return _dense(weights, rank, _keep_largest(density), _elected_mean(majority_sign_method))
+    return _dense(weights, _keep_largest(density), _elected_mean(majority_sign_method))
 
 
 def _dare_linear(
@@ -175,9 +196,8 @@ def _dare_linear(
     *,
     density: float = 0.5,
     seed: int = 0,
-    rank: int | None = None,
 ) -> Merge:
-    return _dense(weights, rank, _keep_randomly(density, seed), _weighted_sum)
+    return _dense(weights, _keep_randomly(density, seed), _weighted_sum)
 
 
 def _dare_ties(
@@ -187,9 +207,8 @@ def _dare_ties(
     density: float = 0.5,
     majority_sign_method: str = "total",
     seed: int = 0,
-    rank: int | None = None,
 ) -> Merge:
-    return _dense(weights, rank, _keep_randomly(density, seed), _elected_mean(majority_sign_method))
+    return _dense(weights, _keep_randomly(density, seed), _elected_mean(majority_sign_method))
 
 
 METHODS: dict[str, Callable[..., Merge]] = {
@@ -203,37 +222,29 @@ METHODS: dict[str, Callable[..., Merge]] = {
 }
 
 
-def _linear(name: str, terms: Terms, weights: Sequence[float]) -> Factors:
-    return concatenate(name, [_scaled(name, factors, weights[i]) for i, factors in terms])
-
-
-def _scaled(name: str, factors: Factors, weight: float) -> Factors:
-    alpha = factors.alpha * weight
-    if not math.isfinite(alpha):
-        raise ValueError(f"weight {weight} overflows alpha of {name}; use a smaller weight, such as 0.8")
-    return replace(factors, alpha=alpha)
+def _scaled(name: str, terms: Terms, weights: Sequence[float]) -> list[Factors]:
+    scaled = [replace(factors, alpha=factors.alpha * weights[i]) for i, factors in terms]
+    for factors, (i, _) in zip(scaled, terms, strict=True):
+        if not math.isfinite(factors.alpha):
+            raise ValueError(f"weight {weights[i]} overflows alpha of {name}; use a smaller weight, such as 0.8")
+    return scaled
 
 
 def _dense(
     weights: Sequence[float],
-    rank: int | None,
     sparsify: Callable[[str, int, Tensor], Tensor],
     merge: Callable[[Sequence[Tensor], Sequence[float]], Tensor],
 ) -> Merge:
-    """`merge` of the sparsified Delta W, each (out, in*kh*kw), cut to a rank."""
-    _check_rank(rank)
+    """`merge` of the sparsified Delta W, each (out, in*kh*kw)."""
 
-    def merged(name: str, terms: Terms) -> Factors:
+    def merged(name: str, terms: Terms) -> Tensor:
         first = terms[0][1]
         sparse = []
         for i, factors in terms:
             check_shapes(name, first.shape, factors.shape)
             sparse.append(sparsify(name, i, factors.delta().flatten(1)).to(first.down.device))
-        matrix = merge(sparse, [weights[i] for i, _ in terms])
-        if not torch.isfinite(matrix).all():
-            raise ValueError(f"Delta W of {name} is not finite; use smaller weights, or a file without NaN or infinity")
         shape = max((factors.shape for _, factors in terms), key=len)
-        return decompose(matrix.reshape(shape), rank or _whole_rank(terms))[0]
+        return merge(sparse, [weights[i] for i, _ in terms]).reshape(shape)
 
     return merged
 
@@ -298,11 +309,6 @@ def _whole_rank(terms: Terms) -> int:
 def _check_two(method: str, vectors: Sequence[LoRAVector]) -> None:
     if len(vectors) != 2:
         raise ValueError(f"{method} has {len(vectors)} vectors; it takes 2")
-
-
-def _check_rank(rank: int | None) -> None:
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank is {rank}; it is a whole number, at least 1, such as 64, or None")
 
 
 def _check_density(density: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .files import open_safetensors
 from .keys import canonical_name, listed
-from .lowrank import Factors, decompose, wide
+from .lowrank import Factors, check_limits, decompose, wide
 from .vector import LoRAVector
 
 # A safetensors file, or tensors at hand under a checkpoint's names.
@@ -122,10 +122,7 @@ def extract(
     """
     if rank is None and energy is None:
         raise ValueError("neither rank nor energy is given; give a rank such as 64 or an energy such as 0.95")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.95")
+    check_limits(rank, energy)
     with _opened(tuned) as (tuned_keys, get_tuned), _opened(base) as (base_keys, get_base):
         places, base_places = _parameters(tuned_keys), _parameters(base_keys)
         names = [name for name in places if name in base_places]

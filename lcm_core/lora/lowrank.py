@@ -5,9 +5,10 @@ Only `Factors.delta` multiplies out a dense matrix, and only `Factors.of_dense` 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +62,9 @@ class Factors:
         """(down, alpha/rank * up) as matrices (rank, in*kh*kw) and (out, rank)."""
         return self.down.to(dtype).flatten(1), self.up.to(dtype).flatten(1) * (self.alpha / self.rank)
 
+    def to(self, dtype: torch.dtype) -> Factors:
+        return replace(self, down=self.down.to(dtype), up=self.up.to(dtype))
+
     def folded(self) -> Factors:
         """The same Delta W with alpha = rank; the factors themselves if alpha is already so, else `dtype` ones."""
         return self if self.alpha == self.rank else self.of_matrices(*self.matrices(self.dtype), self.shape)
@@ -71,22 +75,29 @@ class Factors:
         return (up @ down).reshape(self.shape)
 
 
-def concatenate(name: str, terms: Sequence[Factors]) -> Factors:
+def concatenate(name: str, terms: Sequence[Factors], dtype: torch.dtype | None = None) -> Factors:
     """Exact sum of terms: [up_a up_b] @ [down_a; down_b], each alpha/rank folded into its up alone.
 
-    The rank is the sum of the ranks of terms that are not zero, on the first term's device. Raises ValueError, naming
-    the module, where shapes differ.
+    The rank is the sum of the ranks of terms that are not zero, on the first term's device, in `dtype`; None is float32
+    or wider, and a single term as it is. Raises ValueError, naming the module, where shapes differ.
     """
     shape = max((term.shape for term in terms), key=len)
     for term in terms:
         check_shapes(name, terms[0].shape, term.shape)
     terms = [term for term in terms if term.alpha] or terms[:1]
-    if len(terms) == 1:
+    if len(terms) == 1 and dtype is None:
         return terms[0]
-    folded = [term.folded() for term in terms]
-    device = folded[0].down.device
-    down = torch.cat([term.down.to(device).flatten(1) for term in folded])
-    up = torch.cat([term.up.to(device).flatten(1) for term in folded], dim=1)
+    dtype = dtype or functools.reduce(torch.promote_types, [term.dtype for term in terms])
+    device = terms[0].down.device
+    rank = sum(term.rank for term in terms)
+    down = torch.empty(rank, math.prod(shape[1:]), dtype=dtype, device=device)
+    up = torch.empty(shape[0], rank, dtype=dtype, device=device)
+    start = 0
+    for term in terms:
+        rows = slice(start, start + term.rank)
+        down[rows] = term.down.flatten(1)
+        up[:, rows] = term.up.flatten(1).to(torch.promote_types(term.up.dtype, dtype)) * (term.alpha / term.rank)
+        start += term.rank
     return Factors.of_matrices(down, up, shape)
 
 
@@ -135,6 +146,14 @@ def decompose(delta: Tensor, rank: int | None = None, energy: float | None = Non
     root = right.norm(dim=1).sqrt().clamp(min=torch.finfo(matrix.dtype).tiny)
     down, up = right / root[:, None], left * root
     return Factors.of_matrices(*((up.T, down.T) if tall else (down, up)), delta.shape), share
+
+
+def check_limits(rank: int | None, energy: float | None) -> None:
+    """Raises ValueError for a rank that is not a whole number of at least 1, and an energy outside (0, 1]."""
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank is {rank}; it must be a whole number, at least 1, such as 64")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.99")
 
 
 def _kept(squares: Tensor, rank: int | None, energy: float | None) -> int:

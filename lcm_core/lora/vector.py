@@ -20,7 +20,7 @@ from torch import Tensor
 from .convert import read_modules
 from .files import read_lora, write_lora
 from .keys import flat, listed, spell
-from .lowrank import Factors, check_shapes, concatenate, inner_product, truncate, wide
+from .lowrank import Factors, check_limits, check_shapes, concatenate, inner_product, truncate, wide
 from .record import EXPRESSION, PARENTS
 
 T = TypeVar("T")
@@ -87,7 +87,8 @@ class LoRAVector:
                 f"({listed(self.diffs)}); save as kohya or native"
             )
         modules = dict(self.modules)
-        if dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1):
+        fold = dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1)
+        if fold:
             modules = {name: factors.folded() for name, factors in modules.items()}
         one_alpha = len({factors.alpha for factors in modules.values()}) == 1
         down, up = ("lora_A", "lora_B") if dialect == "peft" else ("lora_down", "lora_up")
@@ -100,9 +101,9 @@ class LoRAVector:
         for name, diff in self.diffs.items():
             module, _, parameter = name.rpartition(".")
             tensors[f"{names[module]}.{'diff' if parameter == 'weight' else 'diff_b'}"] = diff
-        return {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()} | {
-            key: _cast(key, alpha, torch.float32) for key, alpha in alphas.items()
-        }
+        if fold or dtype is not None:
+            tensors = {key: _cast(key, tensor, dtype or tensor.dtype) for key, tensor in tensors.items()}
+        return tensors | {key: _cast(key, alpha, torch.float32) for key, alpha in alphas.items()}
 
     def save(
         self,
@@ -207,10 +208,7 @@ class LoRAVector:
         share of their sum. Without either only redundancy goes and Delta W stays. alpha = rank, singular values are
         shared evenly by both factors, float32 or wider.
         """
-        if rank is not None and rank < 1:
-            raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
-        if energy is not None and not 0 < energy <= 1:
-            raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.99")
+        check_limits(rank, energy)
         modules = {name: truncate(factors, rank, energy) for name, factors in self.modules.items()}
         return LoRAVector(modules, self.diffs, _without_stale(self.metadata))
 
@@ -235,8 +233,8 @@ def _add_diffs(name: str, terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    cast = tensor if dtype is None else tensor.to(dtype)
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype)
     if not all(math.isfinite(end) for end in cast.aminmax()):
         largest = float(tensor.abs().max())
         raise ValueError(

@@ -248,7 +248,7 @@ def test_progress_can_interrupt():
 
 @pytest.mark.parametrize("arguments, message", [
     ({}, "neither rank nor energy is given"),
-    ({"rank": 0}, "rank is 0; it must be at least 1"),
+    ({"rank": 0}, "rank is 0; it must be a whole number, at least 1"),
     ({"energy": 0.0}, r"energy is 0.0; it is a share in \(0, 1\]"),
     ({"energy": 1.1}, r"energy is 1.1; it is a share in \(0, 1\]"),
     ({"energy": float("nan")}, "energy is nan"),

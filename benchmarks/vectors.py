@@ -1,0 +1,307 @@
+"""Speed, memory and error of LoRA arithmetic on files of the released LCM-LoRAs' exact shapes, as tables.
+
+python benchmarks/vectors.py [sd15 sdxl] [--rank 64] [--repeats 3] [--comfyui COMFYUI BASE] [--json FILE]
+
+Two files a family with random factors (278 modules of SD1.5 or 788 of SDXL, rank 64, float16) are made in a temporary
+folder. Every row is a process of its own: seconds are the median of the repeats with the files in the page cache,
+memory is the peak beyond what the imports take, files that are mapped into memory included.
+
+- copy:     both files' bytes from file to file
+- merge:    0.8 a + 1.0 b, exact, from files to a file
+- compress: the same, compressed to the rank, from files to a file
+- PEFT:     `add_weighted_adapter(combination_type="svd")` of the real PEFT on the same tensors, without full matrices,
+            which its default would compute and throw away. One module of every shape is merged and its time multiplied
+            by the number of such modules; reading and writing files are not counted.
+
+The error is ||result - sum|| / ||sum|| against the dense sum in float64, of a linear layer and a convolution of
+320 channels; `best` is that of the truncated SVD in float64. With --comfyui (run it with ComfyUI's Python), Load
+LCM-LoRA is compared with core's LoraLoaderModelOnly on a Stable Diffusion 1.5 UNet of full size: the node alone, and
+with the weights patched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from lcm_core.distill.adapters import LCM_TARGETS  # noqa: E402
+from lcm_core.lora import LoRAVector, combine, write_lora  # noqa: E402
+from lcm_core.lora.lowrank import Factors  # noqa: E402
+
+WEIGHTS = (0.8, 1.0)
+RANK = 64
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+FAMILIES = {"sd15": {"cross_attention_dim": 768}, "sdxl": SDXL}
+
+
+def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
+    """Module path -> weight shape of what an LCM-LoRA adapts."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**FAMILIES[family])
+    layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return {
+        name: tuple(layer.weight.shape)
+        for name, layer in layers.items()
+        if any(f".{name}".endswith(f".{target}") for target in LCM_TARGETS)
+    }
+
+
+def write_file(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+    """A LoRA in the released files' layout, with singular values that fall off as a trained one's do."""
+    g = torch.Generator().manual_seed(seed)
+    fall = torch.linspace(1, 0.1, RANK)[:, None]
+    state = {}
+    for name, shape in shapes.items():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        down = torch.randn(RANK, math.prod(shape[1:]), generator=g) * 0.02 * fall
+        up = torch.randn(shape[0], RANK, *[1] * (len(shape) - 2), generator=g) * 0.02
+        state[f"{key}.lora_down.weight"] = down.reshape(RANK, *shape[1:]).half()
+        state[f"{key}.lora_up.weight"] = up.half()
+        state[f"{key}.alpha"] = torch.tensor(float(RANK)).half()
+    write_lora(path, state)
+
+
+def copy(a: Path, b: Path, out: Path, rank: int) -> None:
+    for i, path in enumerate((a, b)):
+        with path.open("rb") as source, out.with_suffix(f".{i}").open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 24)
+
+
+def merge(a: Path, b: Path, out: Path, rank: int) -> None:
+    combine([LoRAVector.load(a), LoRAVector.load(b)], WEIGHTS, dtype=torch.float16).save(out)
+
+
+def compress(a: Path, b: Path, out: Path, rank: int) -> None:
+    combine([LoRAVector.load(a), LoRAVector.load(b)], WEIGHTS, rank=rank, dtype=torch.float16).save(out)
+
+
+def peft(a: Path, b: Path, out: Path, rank: int) -> float:
+    """Seconds that PEFT takes for the modules of the files."""
+    vectors = [LoRAVector.load(a), LoRAVector.load(b)]
+    counts = Counter(factors.shape for factors in vectors[0].modules.values())
+    seconds = 0.0
+    for shape, count in counts.items():
+        name = next(name for name, factors in vectors[0].modules.items() if factors.shape == shape)
+        model = peft_model([vector.modules[name] for vector in vectors])
+        start = time.perf_counter()
+        peft_merge(model, rank)
+        seconds += count * (time.perf_counter() - start)
+    return seconds
+
+
+def peft_model(terms: list[Factors]):
+    """A PEFT model of one module with an adapter for each term."""
+    from peft import LoraConfig, get_peft_model
+
+    shape = terms[0].shape
+    with torch.device("meta"):
+        layer = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2:])
+    model = None
+    for i, factors in enumerate(terms):
+        config = LoraConfig(r=factors.rank, lora_alpha=factors.alpha, target_modules=["0"], init_lora_weights=False)
+        if model is None:
+            model = get_peft_model(nn.Sequential(layer.to_empty(device="cpu")), config, "0")
+        else:
+            model.add_adapter(str(i), config)
+    site = model.base_model.model[0]
+    for i, factors in enumerate(terms):
+        site.lora_A[str(i)].weight.data = factors.down.float()
+        site.lora_B[str(i)].weight.data = factors.up.float()
+    return model
+
+
+def peft_merge(model, rank: int) -> Tensor:
+    model.base_model.add_weighted_adapter(
+        ["0", "1"], list(WEIGHTS), "mix", combination_type="svd", svd_rank=rank, svd_full_matrices=False
+    )
+    return model.base_model.model[0].get_delta_weight("mix")
+
+
+def errors(a: Path, b: Path, rank: int) -> dict[str, float]:
+    """Relative errors against the dense sum, over a linear layer and a convolution of 320 channels."""
+    vectors = [LoRAVector.load(a), LoRAVector.load(b)]
+    squares: Counter[str] = Counter()
+    for shape in ((320, 320), (320, 320, 3, 3)):
+        name = next(name for name, factors in vectors[0].modules.items() if factors.shape == shape)
+        terms = [vector.modules[name] for vector in vectors]
+        single = [LoRAVector({name: term}) for term in terms]
+        dense = sum(w * f.delta().double() for f, w in zip(terms, WEIGHTS, strict=True)).flatten(1)
+        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
+        for row, result in {
+            "merge": combine(single, WEIGHTS).delta(name),
+            "compress": combine(single, WEIGHTS, rank=rank).delta(name),
+            "PEFT": peft_merge(peft_model(terms), rank),
+            "best": (u[:, :rank] * s[:rank]) @ vh[:rank],
+            "sum": torch.zeros_like(dense),
+        }.items():
+            squares[row] += float((result.double().flatten(1) - dense).square().sum())
+    return {row: math.sqrt(square / squares["sum"]) for row, square in squares.items() if row != "sum"}
+
+
+ROWS: dict[str, Callable[[Path, Path, Path, int], float | None]] = {
+    "copy": copy,
+    "merge": merge,
+    "compress": compress,
+    "PEFT": peft,
+}
+
+
+def row(name: str, a: Path, b: Path, out: Path, rank: int, repeats: int) -> dict[str, float]:
+    """Median seconds and peak memory in MB of a row, in this process."""
+    if name == "PEFT":
+        import peft  # noqa: F401
+    before = memory("VmRSS")
+    seconds = []
+    for _ in range(1 if name == "PEFT" else repeats):
+        start = time.perf_counter()
+        told = ROWS[name](a, b, out, rank)
+        seconds.append(time.perf_counter() - start if told is None else told)
+    return {"seconds": statistics.median(seconds), "MB": memory("VmHWM") - before}
+
+
+def memory(entry: str) -> float:
+    """MB of this process, from Linux: VmRSS now or VmHWM at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def in_new_process(*arguments: object) -> dict[str, float]:
+    command = [sys.executable, __file__, "--row", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def apply(comfyui: Path, base: Path, folder: Path, repeats: int) -> dict[str, float]:
+    """Seconds of our loader and core's for one file, on a Stable Diffusion 1.5 UNet of full size."""
+    from tools.inprocess import load_host
+
+    host = load_host(comfyui, base)
+    import comfy.model_patcher
+    import comfy.supported_models
+    import folder_paths
+
+    folder_paths.add_model_folder_path("loras", str(folder))
+    config = comfy.supported_models.SD15(
+        {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
+            "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
+            "transformer_depth_output": [1] * 9 + [0] * 3, "use_spatial_transformer": True, "legacy": False,
+            "context_dim": 768, "num_heads": 8, "use_linear_in_transformer": False, "adm_in_channels": None,
+            "use_temporal_attention": False,
+        }
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float16, None)
+    network = config.get_model({}, "")
+    for parameter in network.parameters():
+        parameter.data.fill_(0.01)
+    cpu = torch.device("cpu")
+    model = comfy.model_patcher.ModelPatcher(network, load_device=cpu, offload_device=cpu)
+
+    def ours():
+        return host.run("LCMLoRA_Loader", model=model, lora_name="a.safetensors", strength=1.0)[0]
+
+    def core():
+        return host.run("LoraLoaderModelOnly", model=model, lora_name="a.safetensors", strength_model=1.0)[0]
+
+    def patched(load: Callable) -> Callable:
+        def act() -> None:
+            loaded = load()
+            loaded.patch_model()
+            loaded.unpatch_model()
+
+        return act
+
+    return {
+        **dict(zip(("Load LCM-LoRA, s", "LoraLoaderModelOnly, s"), in_turns(repeats, ours, core), strict=True)),
+        **dict(zip(("the same with weights patched, s", "core's with weights patched, s"),
+                   in_turns(max(1, repeats // 2), patched(ours), patched(core)), strict=True)),
+    }  # fmt: skip
+
+
+def in_turns(repeats: int, *acts: Callable[[], object]) -> list[float]:
+    """Median seconds of each act, run in turns after one unmeasured turn."""
+    seconds: list[list[float]] = [[] for _ in acts]
+    for turn in range(repeats + 1):
+        for act, kept in zip(acts, seconds, strict=True):
+            start = time.perf_counter()
+            act()
+            if turn:
+                kept.append(time.perf_counter() - start)
+    return [statistics.median(kept) for kept in seconds]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--row"]:
+        name, a, b, out, rank, repeats = sys.argv[2:]
+        print(json.dumps(row(name, Path(a), Path(b), Path(out), int(rank), int(repeats))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=["sd15"], help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--comfyui", type=Path, nargs=2, metavar=("COMFYUI", "BASE"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        a, b, out = (folder / f"{name}.safetensors" for name in ("a", "b", "out"))
+        for family in args.families:
+            shapes = shapes_of(family)
+            for seed, path in enumerate((a, b)):
+                write_file(path, shapes, seed)
+            given = (a.stat().st_size + b.stat().st_size) / 1e6
+            print(f"\n{family}: {len(shapes)} modules, rank {RANK}, two files of together {given:.0f} MB")
+            print(f"{'':10}{'seconds':>10}{'peak MB':>10}{'of files':>10}{'error':>15}")
+            table = {name: in_new_process(name, a, b, out, args.rank, args.repeats) for name in ROWS}
+            off = errors(a, b, args.rank)
+            for name, measured in table.items():
+                print(
+                    f"{name:10}{measured['seconds']:10.2f}{measured['MB']:10.0f}{measured['MB'] / given:10.2f}"
+                    + (f"{off[name]:15.2e}" if name == "merge" else f"{off[name]:15.9f}" if name in off else "")
+                )
+            print(f"{'best':40}{off['best']:15.9f}")
+            seconds = {name: measured["seconds"] for name, measured in table.items()}
+            print(f"merge takes {seconds['merge'] / seconds['copy']:.2f} × the time of copying")
+            print(f"compress is {seconds['PEFT'] / seconds['compress']:.0f} × faster than PEFT")
+            results[family] = {"rows": table, "errors": off, "input MB": given}
+        if args.comfyui:
+            write_file(a, shapes_of("sd15"), 0)
+            applied = apply(*args.comfyui, folder, args.repeats)
+            print(*(f"{name:34}{value:8.3f}" for name, value in applied.items()), sep="\n")
+            results["apply"] = applied
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
