@@ -26,7 +26,6 @@ Result = dict[str, Any]
 Report = Callable[[int, int], None]
 
 METHODS = ("sum", "project_out", "slerp", "magnitude_prune", "ties", "dare_linear", "dare_ties")
-EXACT = ("sum", "project_out")
 DIALECTS = ("kohya", "peft", "native")
 DTYPES = ("float16", "bfloat16", "float32")
 WIDTH = 100
@@ -48,6 +47,8 @@ class Command:
 
 
 def merge(args: argparse.Namespace) -> Result:
+    import torch
+
     from .lora import combine, parse_expression, scale_blocks
     from .lora.record import call_record, file_record, sum_record
 
@@ -55,31 +56,31 @@ def merge(args: argparse.Namespace) -> Result:
     check_output(args, coefficients)
     weights = list(coefficients.values())
     vectors = [_load_term(name) for name in coefficients]
+    records = [file_record(name) for name in coefficients]
     given = {
         "density": args.density,
         "seed": args.seed,
         "t": args.t,
         "majority_sign_method": args.majority_sign,
         "per_module": args.per_module,
-        "rank": None if args.method in EXACT else args.rank,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    limits = {"rank": args.rank, "energy": args.energy}
     with progress(args, "merge") as report:
-        vector = combine(vectors, weights, args.method, progress=report, **options)
-    records = [file_record(name) for name in coefficients]
+        vector = combine(
+            vectors, weights, args.method, progress=report, dtype=getattr(torch, args.dtype), **limits, **options
+        )
     if args.method == "sum":
         record = sum_record(records, weights)
     else:
         record = call_record(args.method, records, weights, **options)
-    if args.blocks:
-        vector = scale_blocks(vector, dict(args.blocks))
-        record = call_record("blocks", [record], **dict(args.blocks))
-    whole = vector if args.method in EXACT else None
-    limits = {"rank": args.rank if args.method in EXACT else None, "energy": args.energy}
-    if any(limit is not None for limit in limits.values()):
-        vector = _compress(vector, args, **limits)
+    if any(limits.values()):
         record = call_record("compress", [record], **limits)
-    return _save(vector, args, record, args.dialect, args.dtype, whole)
+    if not args.blocks:
+        exact = (vectors, weights) if args.method == "sum" else None
+        return _save(vector, args, record, args.dialect, args.dtype, exact)
+    record = call_record("blocks", [record], **dict(args.blocks))
+    return _save(scale_blocks(vector, dict(args.blocks)), args, record, args.dialect, args.dtype)
 
 
 def extract(args: argparse.Namespace) -> Result:
@@ -102,14 +103,16 @@ def extract(args: argparse.Namespace) -> Result:
 
 
 def resize(args: argparse.Namespace) -> Result:
-    from .lora import LoRAVector
+    from .lora import LoRAVector, combine
     from .lora.record import call_record, file_record
 
     check_output(args, [args.input])
     whole = LoRAVector.load(args.input)
-    vector = _compress(whole, args, args.rank, args.energy)
+    energy = 1.0 if args.rank is None and args.energy is None else args.energy
+    with progress(args, "compress") as report:
+        vector = combine([whole], [1.0], rank=args.rank, energy=energy, progress=report)
     record = call_record("compress", [file_record(args.input)], rank=args.rank, energy=args.energy)
-    return {"rank_before": whole.rank, **_save(vector, args, record, *_spelling(args), whole)}
+    return {"rank_before": whole.rank, **_save(vector, args, record, *_spelling(args), ([whole], [1.0]))}
 
 
 def convert(args: argparse.Namespace) -> Result:
@@ -119,7 +122,8 @@ def convert(args: argparse.Namespace) -> Result:
     check_output(args, [args.input])
     vector = LoRAVector.load(args.input, args.rank)
     record = call_record("convert", [file_record(args.input)], rank=args.rank)
-    return _save(1.0 * vector, args, record, *_spelling(args), vector if args.rank is None else None)
+    written = 1.0 * vector  # without the metadata that a change makes stale
+    return _save(written, args, record, *_spelling(args), ([vector], [1.0]) if args.rank is None else None)
 
 
 def inspect(args: argparse.Namespace) -> Result:
@@ -148,9 +152,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--density", type=float, help="share of the values that pruning keeps, in (0, 1] (default 0.5)")
     parser.add_argument("--seed", type=int, help="of the draws of dare_linear and dare_ties (default 0)")
-    parser.add_argument(
-        "--t", type=float, help="slerp's place between the first file, 0, and the second, 1 (default 0.5)"
-    )
+    parser.add_argument("--t", type=float, help="slerp's place from the first file, 0, to the second, 1 (default 0.5)")
     parser.add_argument("--majority-sign", choices=("total", "frequency"), help="the election of ties and dare_ties")
     parser.add_argument(
         "--per-module", action="store_true", default=None, help="project_out module by module, not over the whole"
@@ -189,9 +191,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", nargs="+", metavar="file", help="a LoRA file; of two or more the cosines are shown too"
-    )
+    parser.add_argument("files", nargs="+", metavar="file", help="LoRA files; of two or more also their cosines")
 
 
 def _add_limits(parser: argparse.ArgumentParser, without: str) -> None:
@@ -291,33 +291,22 @@ def _block_weight(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not 'pattern: weight', such as 'OUT*: 0.5'") from None
 
 
-def _compress(vector: LoRAVector, args: argparse.Namespace, rank: int | None, energy: float | None) -> LoRAVector:
-    """`LoRAVector.compress` with a bar."""
-    from .lora import LoRAVector
-    from .lora.lowrank import truncate
-
-    metadata = LoRAVector(metadata=vector.metadata).compress(rank, energy).metadata
-    modules = {}
-    with progress(args, "compress") as report:
-        for name, factors in vector.modules.items():
-            modules[name] = truncate(factors, rank, energy)
-            report(len(modules), len(vector))
-    return LoRAVector(modules, vector.diffs, metadata)
-
-
 def _save(
     vector: LoRAVector,
     args: argparse.Namespace,
     record: Mapping[str, str],
     dialect: str,
     dtype: str,
-    exact: LoRAVector | None = None,
+    exact: tuple[Sequence[LoRAVector], Sequence[float]] | None = None,
 ) -> Result:
-    """Writes the output and says what is in it; with `exact`, also how far the file is from that, rounding included."""
+    """Writes the output and says what is in it.
+
+    With `exact`, the terms and weights of a sum, also how far the file is from it, rounding included.
+    """
     import torch
-    from safetensors import SafetensorError
 
     from .lora import LoRAVector, write_lora
+    from .lora.combine import sum_norm
     from .lora.record import EXPRESSION
 
     if not vector:
@@ -326,12 +315,10 @@ def _save(
     written = LoRAVector.from_state_dict(state)
     error = None
     if exact is not None:
-        norm = exact.norm()
-        error = (written - exact).norm() / norm if norm else 0.0
-    try:
-        write_lora(args.output, state, {**vector.metadata, **record})
-    except SafetensorError as failure:
-        raise OSError(f"{args.output} can't be written: {failure}") from failure
+        terms, weights = exact
+        whole = sum_norm(terms, weights)
+        error = sum_norm([written, *terms], [1.0, *(-weight for weight in weights)]) / whole if whole else 0.0
+    write_lora(args.output, state, {**vector.metadata, **record})
     return {
         "output": args.output,
         "expression": record[EXPRESSION],
@@ -350,9 +337,10 @@ def _save(
 def _spelling(args: argparse.Namespace) -> tuple[str, str]:
     """The dialect and dtype asked for, else the input's; float16 holds every fp8, float32 what else differs."""
     dialect, _, dtypes = _header(args.input)
-    halves = {"F16": "float16", "BF16": "bfloat16"}
-    kept = {name for name in dtypes if not name.startswith("F8")}
-    dtype = "float16" if not kept else halves.get(*kept, "float32") if len(kept) == 1 else "float32"
+    if all(dtype == "F16" or dtype.startswith("F8") for dtype in dtypes):
+        dtype = "float16"
+    else:
+        dtype = "bfloat16" if dtypes == ["BF16"] else "float32"
     return args.dialect or dialect, args.dtype or dtype
 
 
@@ -368,14 +356,15 @@ def _header(path: str) -> tuple[str, list[str], list[str]]:
         for key in file.keys():  # noqa: SIM118
             name, role = split_key(key) or (key, "")
             names.add(name)
-            kinds.add(kind_of.get(role))
+            if role in kind_of:
+                kinds.add(kind_of[role])
             if role != "alpha":
                 dtypes.add(str(file.get_slice(key).get_dtype()))
     if any(name.startswith("diffusion_model.") for name in names):
         dialect = "native"
     else:
         dialect = "peft" if any("." in name for name in names) else "kohya"
-    return dialect, sorted(kinds - {None}), sorted(dtypes)
+    return dialect, sorted(kinds), sorted(dtypes)
 
 
 def _description(path: str, vector: LoRAVector) -> Result:
@@ -425,19 +414,18 @@ def _cosine(a: LoRAVector, b: LoRAVector) -> Result:
 
 def as_text(result: Result) -> str:
     """A result as lines: labels and values in two columns, dicts as a grid, lists of flat dicts as tables."""
-    plain = {label: value for label, value in result.items() if not _is_sections(value)}
-    shown = {label.replace("_", " "): value for label, value in plain.items() if value not in (None, [], {})}
-    indent = max(map(len, shown), default=0) + 2
+    shown = {label.replace("_", " "): value for label, value in result.items() if value not in (None, [], {})}
+    indent = max((len(label) for label, value in shown.items() if not _is_sections(value)), default=0) + 2
     lines = []
     for label, value in shown.items():
-        first, *rest = _wrapped(value, WIDTH - indent)
-        lines += [label.ljust(indent) + first, *(" " * indent + line for line in rest)]
-    for value in (value for value in result.values() if _is_sections(value)):
-        if any(isinstance(cell, (dict, list)) for section in value for cell in section.values()):
-            lines += [line for section in value for line in ("", as_text(section))]
+        if not _is_sections(value):
+            first, *rest = _wrapped(value, WIDTH - indent)
+            lines += [label.ljust(indent) + first, *(" " * indent + line for line in rest)]
+        elif any(isinstance(cell, (dict, list)) for section in value for cell in section.values()):
+            lines += ["", *(f"{as_text(section)}\n" for section in value)]
         else:
-            lines += ["", *_table(value)]
-    return "\n".join(lines).strip("\n")
+            lines += ["", *_table(value), ""]
+    return "\n".join(lines).strip("\n").replace("\n\n\n", "\n\n")
 
 
 def _is_sections(value: object) -> bool:
@@ -449,8 +437,7 @@ def _wrapped(value: object, width: int) -> list[str]:
         return [", ".join(map(_cell, value))]
     if not isinstance(value, dict):
         return [_cell(value)]
-    names = max(map(len, value))
-    cells = [f"{name.ljust(names)} {_cell(number)}" for name, number in value.items()]
+    cells = [f"{name}: {_cell(number)}" for name, number in value.items()]
     longest = max(map(len, cells))
     columns = max(1, (width + 2) // (longest + 2))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
@@ -473,10 +460,6 @@ def _cell(value: object) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
-    common.add_argument("--quiet", action="store_true", help="print nothing but errors and what --json asks for")
-    common.add_argument("--progress", action="store_true", help="show bars on stderr even if it is not a terminal")
     parser = argparse.ArgumentParser(
         prog="lcm-lora",
         description="Arithmetic on LoRA files of every dialect.",
@@ -484,11 +467,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(
-                name, help=command.about, description=command.about, parents=[common], allow_abbrev=False
-            )
-        )
+        own = commands.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
+        command.add_arguments(own)
+        own.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+        own.add_argument("--quiet", action="store_true", help="print nothing but errors and what --json asks for")
+        own.add_argument("--progress", action="store_true", help="show bars on stderr even if it is not a terminal")
     return parser
 
 

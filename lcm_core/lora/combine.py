@@ -102,23 +102,33 @@ def combine(
             factors = truncate(concatenate(name, merged), rank, energy)
         return factors if dtype is None else factors.to(dtype)
 
-    by_module = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
-    by_diff = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
-    report = progress or (lambda done, total: None)
-    total = len(by_module) + len(by_diff)
     modules: dict[str, Factors] = {}
     diffs: dict[str, Tensor] = {}
-    for done, (name, terms) in enumerate(by_module.items(), 1):
-        if (merged := finished(name, terms)) is not None:
+    found = _terms(vectors)
+    for done, (name, terms, shape) in enumerate(found, 1):
+        merged = finished(name, terms)
+        if merged is not None and shape is None:
             modules[name] = merged
-        report(done, total)
-    for done, (name, tensors) in enumerate(by_diff.items(), len(by_module) + 1):
-        if (merged := finished(name, [(i, _as_row(diff)) for i, diff in tensors])) is not None:
-            diffs[name] = merged.delta().reshape(tensors[0][1].shape).to(dtype)
-        report(done, total)
+        elif merged is not None and shape is not None:
+            delta = merged.delta().reshape(shape)
+            diffs[name] = delta if dtype is None else delta.to(dtype)
+        if progress is not None:
+            progress(done, len(found))
     either = {key: value for vector in vectors for key, value in vector.metadata.items()}
     agreed = {k: value for k, value in either.items() if all(v.metadata.get(k, value) == value for v in vectors)}
     return LoRAVector(modules, diffs, (LoRAVector(metadata=agreed) * 1.0).metadata)
+
+
+def sum_norm(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> float:
+    """Frobenius norm of sum_i w_i tau_i in float64, one module at a time: `sum_norm([a, b], [1, -1])` is a distance.
+
+    Raises ValueError where a module's shapes differ.
+    """
+    total = 0.0
+    for name, terms, _ in _terms(vectors):
+        whole = concatenate(name, _scaled(name, terms, weights), torch.float64)
+        total += inner_product(name, whole, whole)
+    return math.sqrt(max(total, 0.0))
 
 
 def options_of(method: str) -> list[str]:
@@ -132,6 +142,16 @@ def random_mask(name: str, index: int, shape: tuple[int, ...], density: float, s
     digest = hashlib.sha256(f"{seed} {index} {flat(name)}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     return torch.rand(shape[0], math.prod(shape[1:]), generator=generator) < density
+
+
+def _terms(vectors: Sequence[LoRAVector]) -> list[tuple[str, Terms, torch.Size | None]]:
+    """(canonical name, terms, None) of every module, then (name, terms as matrices of one row, shape) of every diff."""
+    modules = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
+    diffs = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
+    return [
+        *((name, terms, None) for name, terms in modules.items()),
+        *((name, [(i, _as_row(d)) for i, d in tensors], tensors[0][1].shape) for name, tensors in diffs.items()),
+    ]
 
 
 def _sum(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> Merge:

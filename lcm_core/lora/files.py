@@ -62,7 +62,7 @@ def write_lora(
     """Writes a safetensors file beside `path`, then renames it: on any error an older file at `path` is untouched.
 
     Raises ValueError for another suffix than .safetensors and for metadata that is not text, FileNotFoundError for a
-    missing folder.
+    missing folder, OSError for a full disk.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -77,6 +77,8 @@ def write_lora(
     try:
         save_file({key: t.detach().cpu().contiguous() for key, t in state_dict.items()}, part, metadata=metadata)
         os.replace(part, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} can't be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

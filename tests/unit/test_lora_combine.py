@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lcm_core.lora import Factors, LoRAVector
-from lcm_core.lora.combine import METHODS, combine, random_mask
+from lcm_core.lora.combine import METHODS, combine, random_mask, sum_norm
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
@@ -287,3 +287,9 @@ def test_compression_and_dtype_are_those_of_the_whole(method):
     for name in whole.modules:
         assert torch.equal(half.modules[name].up, whole.modules[name].up.half())
         torch.testing.assert_close(small.delta(name), whole.compress(energy=0.9).delta(name))
+
+
+def test_sum_norm_is_that_of_the_sum():
+    assert sum_norm([A, B, A], [0.5, -2.0, 0.25]) == pytest.approx((0.75 * A - 2 * B).norm(), rel=1e-6)
+    assert sum_norm([A, A], [1.0, -1.0]) == pytest.approx(0.0, abs=1e-6 * A.norm())
+    assert sum_norm([LoRAVector()], [1.0]) == 0.0
