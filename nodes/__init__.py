@@ -1,5 +1,6 @@
 from comfy_api.latest import ComfyExtension, io
 
+from .distillation import Distill, Finetune
 from .loading import LoadLCMLoRA
 from .sampling import (
     ConsistencyModelSampling,
@@ -9,7 +10,9 @@ from .sampling import (
     LCMSchedule,
     StreamBatch,
 )
-from .vectors import ApplyVector, Arithmetic, LoadVector, SaveVector
+from .surgery import BlockWeights, Compare, Compress, Extract, Inspect
+from .sweeps import Sweep, SweepGrid
+from .vectors import ApplyVector, Arithmetic, Combine, Expression, LoadVector, SaveVector
 
 NODES: list[type[io.ComfyNode]] = [
     LCMSampler,
@@ -22,7 +25,18 @@ NODES: list[type[io.ComfyNode]] = [
     LoadVector,
     ApplyVector,
     Arithmetic,
+    Expression,
+    Combine,
+    Compress,
+    Extract,
+    BlockWeights,
+    Compare,
+    Inspect,
+    Sweep,
+    SweepGrid,
     SaveVector,
+    Distill,
+    Finetune,
 ]
 
 

@@ -13,22 +13,29 @@ class LoadLCMLoRA(io.ComfyNode):
             display_name="Load LCM-LoRA",
             category="LCM-LoRA",
             description="Puts an acceleration LoRA on a model and prepares the model's sampling for it: "
-            "θ'_LCM = θ + strength·τ_LCM. Reads every dialect of LoRA file.",
+            "θ'_LCM = θ + strength·τ_LCM. Reads every dialect and kind of LoRA file, DoRA and OFT included.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up: the LoRA's base model or a fine-tune of it."),
                 io.Combo.Input("lora_name", options=host.lora_files(), tooltip="An LCM-LoRA of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="λ₂ of the paper. 1 is what it was trained for."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="For a LoRA that changes the text encoder too; LCM-LoRAs don't."),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
                 io.LoraModel.Output(display_name="lora"),
                 io.String.Output(display_name="report"),
+                io.Clip.Output(display_name="clip"),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, lora_name, strength):
-        vector = host.load_vector(lora_name)
-        patched, report = host.apply_vector(model, vector, strength, lora_name)
-        return io.NodeOutput(host.with_consistency_sampling(patched), vector.state_dict("native"), report)
+    def fingerprint_inputs(cls, lora_name, **others):
+        return host.stamp(map(host.lora_path, [lora_name] if lora_name else host.lora_files()))
+
+    @classmethod
+    def execute(cls, model, lora_name, strength, clip=None):
+        lora = host.load_adapters(lora_name)
+        model, clip, report = host.apply_vector(model, lora, strength, lora_name, clip)
+        return io.NodeOutput(host.with_consistency_sampling(model), lora, report, clip)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -275,9 +276,9 @@ def _keep_largest(density: float) -> Callable[[str, int, Tensor], Tensor]:
     def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
         if density == 1:
             return matrix
-        kept = torch.zeros_like(matrix).flatten()
-        values = matrix.flatten()
-        largest = torch.topk(values.abs(), int(density * values.numel()), sorted=False).indices
+        kept, values = torch.zeros_like(matrix).flatten(), matrix.flatten()
+        dropped = len(values) - int(density * len(values))
+        largest = torch.from_numpy(np.argpartition(values.abs().cpu().numpy(), dropped - 1)[dropped:]).to(matrix.device)
         kept[largest] = values[largest]
         return kept.reshape(matrix.shape)
 

@@ -2,8 +2,7 @@
 
 LoRA and LoCon are such factors already. LoHa (FedPara, arXiv 2108.06098) and LoKr (LyCORIS, arXiv 2309.14859) are
 turned into them exactly, from their own small factors, and a dense difference as a product with an identity. DoRA,
-GLoRA and OFT are no vectors: what they add depends on the base weight. They are renamed only, for the host to apply
-alone.
+GLoRA and OFT are no vectors: what they add depends on the base weight. `native` reads them for use alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .keys import HADAMARD, KRONECKER, canonical_name, flat, listed, spell, split_key
+from .keys import HADAMARD, KRONECKER, canonical_name, flat, listed, split_key
 from .lowrank import Factors, decompose, truncate, wide
 
 REFUSED = {
@@ -54,30 +53,6 @@ def why_not_a_vector(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def native_adapters(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The file's tensors, values unchanged, under the names that ComfyUI's `load_lora` reads.
-
-    For what applies alone but is no vector (see `why_not_a_vector`). PEFT's magnitudes (out,) become `dora_scale`
-    (out, 1, ...), and its alpha comes from the metadata. Raises ValueError for unknown keys, a module in two dialects
-    and values that are NaN or infinite.
-    """
-    config = _adapter_config((metadata or {}).get("lora_adapter_metadata"))
-    groups = _grouped(state_dict)
-    spelled = spell(groups, "native")
-    renamed = {}
-    for name, keys in groups.items():
-        module = _Module(name, keys, _checked(state_dict, keys), config)
-        for role, tensor in module.tensors.items():
-            if role == "DoRA" and "magnitude" in keys[role]:
-                up = module.tensors.get("up")
-                tensor = tensor.reshape(-1, *[1] * (up.ndim - 1 if up is not None else 1))
-            renamed[spelled[name] + NATIVE.get(role, role)] = tensor
-        if config and "down" in keys and "alpha" not in keys:
-            rank = module.tensors["down"].shape[0]
-            renamed[f"{spelled[name]}.alpha"] = torch.tensor(module.alpha(rank))
-    return renamed
-
-
 def read_modules(
     state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], rank: int | None = None
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
@@ -89,34 +64,49 @@ def read_modules(
         raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
     if reason := why_not_a_vector(state_dict):
         raise ValueError(f"{reason}. Apply the file to its base model and extract a plain LoRA from the difference")
-    config = _adapter_config(metadata.get("lora_adapter_metadata"))
     modules, diffs = {}, {}
-    for name, keys in _grouped(state_dict).items():
-        module = _Module(name, keys, _checked(state_dict, keys), config)
-        dense = module.tensors.get("diff")
-        if "diff_b" in keys:
-            diffs[f"{name}.bias"] = module.tensors["diff_b"]
-        if dense is not None and dense.ndim < 2:
-            diffs[f"{name}.weight"] = dense
-            dense = None
-        kinds = [kind for kind in (LORA, HADAMARD, KRONECKER) if keys.keys() & set(kind)]
-        if len(kinds) + (dense is not None) > 1:
-            raise ValueError(
-                f"{name} is adapted in more than one way ({listed(keys.values(), 9)}); "
-                "save each in a file of its own and add them as vectors"
-            )
-        if dense is not None:
-            modules[name] = _of_dense(dense, rank)
-        elif kinds == [HADAMARD]:
-            modules[name] = _hadamard(module, rank)
-        elif kinds == [KRONECKER]:
-            modules[name] = _kronecker(module, rank)
-        elif kinds or "alpha" in keys:
-            modules[name] = _factors(module)
-            continue
-        if name in modules and not all(_finite(factor) for factor in (modules[name].down, modules[name].up)):
-            raise ValueError(f"the product of {listed(keys.values(), 9)} overflows; the file is damaged, get it again")
+    for module in file_modules(state_dict, metadata):
+        factors, added = module_delta(module, rank)
+        if factors is not None:
+            modules[module.name] = factors
+        diffs.update(added)
     return modules, diffs
+
+
+def file_modules(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Module]:
+    """The modules of a file. Raises ValueError for unknown keys, a module in two dialects and values not finite."""
+    config = _adapter_config(metadata.get("lora_adapter_metadata"))
+    return [Module(name, k, _checked(state_dict, k), config) for name, k in _grouped(state_dict).items()]
+
+
+def module_delta(module: Module, rank: int | None = None) -> tuple[Factors | None, dict[str, Tensor]]:
+    """(Delta W, canonical name + `.weight` or `.bias` -> difference of a norm or bias) of a module, on any device."""
+    factors, diffs = None, {}
+    dense = module.tensors.get("diff")
+    if "diff_b" in module.keys:
+        diffs[f"{module.name}.bias"] = module.tensors["diff_b"]
+    if dense is not None and dense.ndim < 2:
+        diffs[f"{module.name}.weight"] = dense
+        dense = None
+    kinds = module.kinds
+    if len(kinds) + (dense is not None) > 1 or {"bias", "diff_b"} <= module.keys.keys():
+        raise module.mixed()
+    if dense is not None:
+        factors = _of_dense(dense, rank)
+    elif kinds == [HADAMARD]:
+        factors = _hadamard(module, rank)
+    elif kinds == [KRONECKER]:
+        factors = _kronecker(module, rank)
+    elif kinds or module.keys.keys() & {"alpha", "bias"}:
+        factors = module_factors(module)
+        if "bias" in module.keys:
+            diffs[f"{module.name}.bias"] = scaled_bias(module)
+    if any(diff.ndim != 1 for diff in diffs.values()):
+        raise module.misfit()
+    if factors is not None and not all(_finite(factor) for factor in (factors.down, factors.up)):
+        keys = listed(module.keys.values(), 9)
+        raise ValueError(f"the product of {keys} overflows; the file is damaged, get it again")
+    return factors, diffs
 
 
 def _grouped(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
@@ -150,7 +140,7 @@ def _checked(state_dict: Mapping[str, Tensor], keys: Mapping[str, str]) -> dict[
     tensors = {}
     for role, key in keys.items():
         tensor = state_dict[key].detach()
-        if role != "alpha" and role in NATIVE:
+        if role != "alpha" and not role.endswith("reshape_weight"):
             if not tensor.is_floating_point() or tensor.numel() == 0:
                 raise ValueError(
                     f"{key} is {tuple(tensor.shape)} of {tensor.dtype}; a LoRA's weights are floating-point numbers, "
@@ -170,17 +160,22 @@ def _checked(state_dict: Mapping[str, Tensor], keys: Mapping[str, str]) -> dict[
 
 
 def _finite(tensor: Tensor) -> bool:
-    return all(math.isfinite(end) for end in tensor.aminmax())
+    return tensor.is_meta or all(math.isfinite(end) for end in tensor.aminmax())
 
 
 @dataclass(frozen=True)
-class _Module:
+class Module:
     """One module of a file: role -> key, role -> checked tensor, and the file's PEFT config, {} if it has none."""
 
     name: str
     keys: Mapping[str, str]
     tensors: Mapping[str, Tensor]
     config: Mapping[str, object]
+
+    @property
+    def kinds(self) -> list[tuple[str, ...]]:
+        """Which of LoRA, LoHa and LoKr the module has parts of."""
+        return [kind for kind in (LORA, HADAMARD, KRONECKER) if self.keys.keys() & set(kind)]
 
     def need(self, *roles: str) -> list[Tensor]:
         for role in roles:
@@ -195,6 +190,12 @@ class _Module:
         shapes = ", ".join(f"{key} {tuple(self.tensors[role].shape)}" for role, key in self.keys.items())
         return ValueError(
             f"the factors of {self.name} don't fit each other: {shapes}; the file is damaged, get it again"
+        )
+
+    def mixed(self) -> ValueError:
+        return ValueError(
+            f"{self.name} is adapted in more than one way ({listed(self.keys.values(), 9)}); "
+            "save each in a file of its own"
         )
 
     def alpha(self, rank: int) -> float:
@@ -217,13 +218,21 @@ class _Module:
             )
         return alpha
 
-    def whole_scale(self) -> float:
-        """The scale of a LoKr of two whole matrices: 1, unless PEFT's config has an alpha and a rank."""
-        rank = _adapter_entry(self.name, self.config, "rank_pattern", "r")
-        return 1.0 if "alpha" in self.tensors or not rank else self.alpha(int(rank)) / rank
+    def rank(self) -> int | None:
+        """The rank that alpha is divided by, None for a LoKr of two whole matrices and what has no factors."""
+        last = next((role for role in ("lokr_w2_b", "lokr_w1_b", "hada_w1_b", "down") if role in self.tensors), None)
+        return self.tensors[last].shape[0] if last and self.tensors[last].ndim else None
+
+    def scale(self) -> float:
+        """alpha/rank; 1 for a LoKr of two whole matrices, unless PEFT's config has an alpha and a rank."""
+        rank = self.rank()
+        if rank is None:
+            rank = int(_adapter_entry(self.name, self.config, "rank_pattern", "r") or 0)
+            return self.alpha(rank) / rank if rank and "alpha" not in self.tensors else 1.0
+        return self.alpha(rank) / rank
 
 
-def _factors(module: _Module) -> Factors:
+def module_factors(module: Module) -> Factors:
     down, up = module.need("down", "up")
     middle = module.tensors.get("mid")
     rank = down.shape[0] if down.ndim > 1 else 0
@@ -242,18 +251,23 @@ def _factors(module: _Module) -> Factors:
     return Factors(down, up, alpha)
 
 
-def _hadamard(module: _Module, limit: int | None) -> Factors:
+def scaled_bias(module: Module) -> Tensor:
+    """The bias of PEFT's lora_bias as it is added: alpha/rank times what the file has."""
+    (bias,) = module.need("bias")
+    return bias.to(wide(bias.dtype)) * module.scale()
+
+
+def _hadamard(module: Module, limit: int | None) -> Factors:
     """LoHa: (A B) * (C D) entry by entry is one product of rank r1 r2.
 
     Its up is A[o, i] C[o, j] and its down B[i, n] D[j, n], the rank's index running over the pairs (i, j).
     """
     a, b, c, d = module.need(*HADAMARD[:4])
-    rank = b.shape[0] if b.ndim else 0
     up, down, kernel = _half(module, a, b, "hada_t1")
     up_2, down_2, kernel_2 = _half(module, c, d, "hada_t2")
     if len(up) != len(up_2) or down.shape[1] != down_2.shape[1] or kernel != kernel_2:
         raise module.misfit()
-    scale = module.alpha(rank) / rank
+    scale = module.scale()
     shape = _shape(module.name, len(up), down.shape[1], kernel)
     inner = len(down) * len(down_2)
     if inner >= min(len(up), down.shape[1]):
@@ -264,10 +278,9 @@ def _hadamard(module: _Module, limit: int | None) -> Factors:
     return _limited(Factors.of_matrices(pairs_down, pairs_up, shape), limit)
 
 
-def _kronecker(module: _Module, limit: int | None) -> Factors:
+def _kronecker(module: Module, limit: int | None) -> Factors:
     """LoKr: kron(A B, C D) = kron(A, C) kron(B, D), each half a product or a whole matrix."""
     halves = []
-    rank = None
     for half in ("lokr_w1", "lokr_w2"):
         if half in module.tensors:
             whole = module.tensors[half]
@@ -278,11 +291,10 @@ def _kronecker(module: _Module, limit: int | None) -> Factors:
         else:
             a, b = module.need(f"{half}_a", f"{half}_b")
             halves.append(_half(module, a, b, "lokr_t2" if half == "lokr_w2" else ""))
-            rank = b.shape[0]
     (up, down, kernel), (up_2, down_2, kernel_2) = halves
     if kernel or {"lokr_t2", "lokr_w2"} <= module.tensors.keys():
         raise module.misfit()
-    scale = module.whole_scale() if rank is None else module.alpha(rank) / rank
+    scale = module.scale()
     rows, columns, inner = len(up) * len(up_2), down.shape[1] * down_2.shape[1], len(down) * len(down_2)
     shape = _shape(module.name, rows, columns, kernel_2)
     if inner >= min(rows, columns):
@@ -292,7 +304,7 @@ def _kronecker(module: _Module, limit: int | None) -> Factors:
     return _limited(Factors.of_matrices(torch.kron(down, down_2), torch.kron(scale * up, up_2), shape), limit)
 
 
-def _half(module: _Module, a: Tensor, b: Tensor, core: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def _half(module: Module, a: Tensor, b: Tensor, core: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """(up (out, rank), down (rank, in*kh*kw), kernel if the file tells it) of one half of a LoHa or LoKr.
 
     a (out, rank), b (rank, in) or (rank, in, kh, kw). With a Tucker core (rank, rank, kh, kw): a (rank, out), b
@@ -330,7 +342,7 @@ def _limited(factors: Factors, limit: int | None) -> Factors:
     return factors if limit is None or factors.rank <= limit else truncate(factors, limit)
 
 
-def _check_size(module: _Module, size: int) -> None:
+def _check_size(module: Module, size: int) -> None:
     if size > LARGEST:
         raise ValueError(
             f"{module.name} would have {size:,} values and at most {LARGEST:,} are read; "
@@ -350,7 +362,7 @@ def _adapter_config(text: str | None) -> dict[str, object]:
 
 def _adapter_entry(name: str, config: Mapping[str, object], patterns: str, *entries: str) -> float | None:
     """PEFT's number for a module: by `patterns` (a path or its end), else the first of the entries that is there."""
-    component = name.partition(".")[0]
+    component, _, path = name.partition(".")
 
     def entry(key: str) -> object:
         return config.get(f"{component}.{key}", config.get(key))
@@ -361,7 +373,7 @@ def _adapter_entry(name: str, config: Mapping[str, object], patterns: str, *entr
         ending = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
         if not re.fullmatch(r"[\w.]+", ending):
             raise ValueError(f"{patterns} {pattern!r} is not a module path; write one pattern per module path")
-        if f".{name}".endswith(f".{ending}"):
+        if ending in (name, path) if pattern.startswith("^") else f".{name}".endswith(f".{ending}"):
             found = value
             break
     if found is None:

@@ -84,6 +84,7 @@ _PREFIXES = tuple(
     for prefix, component in (
         (r"(?:model\.)?diffusion_model\.", "unet"),
         (r"unet\.", "unet"),
+        (r"lora_transformer_|lycoris_(?=(?:single_)?transformer_blocks_)", "transformer"),
         (r"lora_unet_|lycoris_", "unet"),
         (r"lora_te1?_", "text_encoder"),
         (r"lora_te2_", "text_encoder_2"),
@@ -91,7 +92,6 @@ _PREFIXES = tuple(
         (r"text_encoder_2\.", "text_encoder_2"),
         (r"(?:text_encoders\.)?clip_[lh]\.transformer\.", "text_encoder"),
         (r"(?:text_encoders\.)?clip_g\.transformer\.", "text_encoder_2"),
-        (r"lora_transformer_", "transformer"),
         (rf"(?=text_model\.|{_CLIP_HEADS})", "text_encoder"),
         (rf"(?={_UNET_HEADS}|{_OTHER_UNET_HEADS})", "unet"),
         (rf"(?={_TRANSFORMER_HEADS})", "transformer"),
@@ -119,18 +119,20 @@ _KOHYA_PREFIX = {
 HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 KRONECKER = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
-# What follows the module's name in a key. The last four roles can't be summed as a vector.
+# What follows the module's name in a key. The last four roles can't be summed as a vector. A LoRA's own bias ("bias",
+# PEFT's lora_bias) is scaled by alpha/rank, a bias difference ("diff_b") is not.
 SUFFIXES: dict[str, str] = {
     "down": r"\.lora_down\.weight|\.lora_A(?:(?:\.[^.]+)?\.weight)?|(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight",
     "up": r"\.lora_up\.weight|\.lora_B(?:(?:\.[^.]+)?\.weight)?|(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight",
     "mid": r"\.lora_mid\.weight",
+    "bias": r"\.lora_B(?:\.[^.]+)?\.bias",
     "alpha": r"\.alpha",
     "diff": r"\.diff|\.w_norm",
     "diff_b": r"\.diff_b|\.b_norm",
     **{role: rf"\.{role}(?:\.[^.]+)?" for role in HADAMARD + KRONECKER},
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector(?:\.[^.]+)*",
     "GLoRA": r"\.[ab][12]\.weight",
-    "OFT": r"\.b?oft_\w+(?:\.\w+)*",
+    "OFT": r"\.b?oft_\w+(?:\.\w+)*|\.rescale",
     "replacement": r"\.set_weight|\.reshape_weight",
 }
 _SUFFIX = re.compile(r"(?=[._])(?:" + "|".join(f"(?P<{role}>{suffix})" for role, suffix in SUFFIXES.items()) + r")\Z")

@@ -25,11 +25,9 @@ from .record import EXPRESSION, PARENTS
 
 T = TypeVar("T")
 
-# Metadata that a changed vector would contradict.
-STALE = (
-    *("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module"),
-    *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", EXPRESSION, PARENTS),
-)
+# Metadata that any other file than the one read would contradict, and that a changed vector would.
+OF_THE_FILE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata")
+STALE = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module", EXPRESSION, PARENTS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,13 +53,12 @@ class LoRAVector:
         the nearest of that rank, one module at a time. An alpha of 0 is valid: that module adds nothing.
 
         Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, GLoRA, OFT; see
-        `convert.native_adapters`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
+        `native.native_adapters`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
         that don't fit each other, values that are NaN or infinite and a rank below 1.
         """
         metadata = dict(metadata or {})
         modules, diffs = read_modules(state_dict, metadata, rank)
-        metadata.pop("lora_adapter_metadata", None)
-        return cls(modules, diffs, metadata)
+        return cls(modules, diffs, {key: text for key, text in metadata.items() if key not in OF_THE_FILE})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], rank: int | None = None) -> LoRAVector:

@@ -27,6 +27,15 @@ NODES = {
         "LoadVector",
         "ApplyVector",
         "Arithmetic",
+        "Expression",
+        "Combine",
+        "Compress",
+        "Extract",
+        "BlockWeights",
+        "Compare",
+        "Inspect",
+        "Sweep",
+        "SweepGrid",
         "SaveVector",
     )
 }
@@ -102,7 +111,7 @@ def test_every_number_has_a_default_and_a_range(own_nodes):
 
 
 def test_workflows_are_shipped():
-    assert {"lcm_lora_txt2img", "lcm_lora_style_mix"} <= set(WORKFLOWS)
+    assert {"lcm_lora_txt2img", "lcm_lora_style_mix", "lcm_lora_lambda_grid"} <= set(WORKFLOWS)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -1,13 +1,12 @@
-import math
+import json
 
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 
-from lcm_core.lora import LoRAVector, read_lora
-from lcm_core.lora.convert import native_adapters, why_not_a_vector
+from lcm_core.lora import LoRAVector
+from lcm_core.lora.convert import why_not_a_vector
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_mid_block_resnets_0_conv1"
@@ -187,35 +186,10 @@ def test_a_vector_has_no_reason_against_it():
     assert "DoRA rescales the whole weight" in why_not_a_vector(state)
 
 
-@pytest.mark.parametrize("suffix", ["dora_scale", "a1.weight", "oft_blocks", "set_weight", "hada_w1_a", "lokr_t2",
-                                    "diff", "diff_b", "alpha", "lora_mid.weight"])  # fmt: skip
-def test_native_adapters_are_renamed_only(suffix):
-    value = torch.tensor([[1.0, 2.0]])
-    (name,) = native_adapters({f"{CONV}.{suffix}": value})
-    assert name == f"diffusion_model.middle_block.0.in_layers.2.{suffix}"
-    (read,) = native_adapters({f"unet.mid_block.resnets.0.conv1.{suffix}": value}).values()
-    assert torch.equal(read, value)
-
-
-def test_native_adapters_of_peft_s_dora(tmp_path):
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, use_dora=True)
-    get_peft_model(net(), config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="DoRA weights can't be summed as a vector"):
-        LoRAVector.load(tmp_path / "adapter_model.safetensors")
-    state = native_adapters(*read_lora(tmp_path / "adapter_model.safetensors"))
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    roles = ("lora_down.weight", "lora_up.weight", "dora_scale", "alpha")
-    assert state.keys() == {f"{name}.{role}" for name in TARGETS for role in roles}
-    assert [state[f"{name}.dora_scale"].shape for name in ("fc", "conv")] == [(40, 1), (24, 1, 1, 1)]
-    assert state["fc.alpha"] == 6
-    magnitude = saved["base_model.model.conv.lora_magnitude_vector"]
-    assert torch.equal(state["conv.dora_scale"].flatten(), magnitude.flatten())
-
-
-def test_native_adapters_refuse_what_is_damaged():
-    with pytest.raises(ValueError, match="dora_scale has NaN"):
-        native_adapters({f"{CONV}.dora_scale": torch.tensor([math.nan])})
-    with pytest.raises(ValueError, match="no LoRA weights that are known: x"):
-        native_adapters({"x": torch.ones(1)})
-    with pytest.raises(ValueError, match="are the same module"):
-        native_adapters({f"{name}.dora_scale": torch.ones(1) for name in (CONV, NAMES[CONV])})
+@pytest.mark.parametrize("pattern, alpha", [
+    ("conv1", 50), ("0.conv1", 50), ("^conv1", 2), ("^mid_block.resnets.0.conv1", 50), ("onv1", 2),
+])  # fmt: skip
+def test_where_a_pattern_of_peft_begins(pattern, alpha):
+    metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 2, "alpha_pattern": {pattern: 50}})}
+    state = adapter(NAMES[CONV], **{"lora_A.weight": (4, 6), "lora_B.weight": (5, 4)})
+    assert LoRAVector.from_state_dict(state, metadata).modules[NAMES[CONV]].alpha == alpha

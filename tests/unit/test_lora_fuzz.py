@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lcm_core.lora import Factors, LoRAVector
+from lcm_core.lora import Factors, LoRAVector, read_lora
+from lcm_core.lora.native import adapter_sizes, native_adapters
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
@@ -155,7 +156,7 @@ def test_the_undamaged_file_is_read(tmp_path):
     assert vector.modules["unet.conv_in"].alpha == 2
 
 
-@settings(max_examples=1500)
+@settings(max_examples=800)
 @given(damaged())
 def test_a_damaged_file_is_read_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
@@ -166,6 +167,9 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, content):
         assert str(path) in str(error)
     else:
         assert math.isfinite(vector.norm())
+        native = native_adapters(*read_lora(path))
+        assert adapter_sizes(native).keys() == {f"{name}.weight" for name in vector.modules} | vector.diffs.keys()
+        assert LoRAVector.from_state_dict(native).norm() == pytest.approx(vector.norm(), rel=1e-5)
         vector.save(path)
         assert LoRAVector.load(path).norm() == pytest.approx(vector.norm(), rel=1e-5)
 
@@ -174,13 +178,18 @@ ROLES = [
     *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "diff", "diff_b", "dora_scale"),
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "oft_blocks", "oft_R.weight", "oft_R", "rescale"),
+    *("lora_B.bias", "set_weight", "reshape_weight"),
 ]
-KINDS = [ROLES[:6], ROLES[:3], ROLES[7:13], ROLES[7:11], ROLES[13:], ["lokr_w1", "lokr_w2_a", "lokr_w2_b"], ROLES]
+KINDS = [
+    *(ROLES[:6], ROLES[:3], ROLES[:2] + ["dora_scale"], ROLES[7:13], ROLES[7:11], ROLES[13:20]),
+    *(["lokr_w1", "lokr_w2_a", "lokr_w2_b"], ROLES[20:24], ["oft_blocks", "alpha"], ["oft_R"], ROLES),
+]
 SIZES = st.lists(st.sampled_from([0, 1, 2, 2, 2, 2, 3, 4]), max_size=5)
 DTYPES = [torch.float32] * 6 + [torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64]
 
 
-@settings(max_examples=1500)
+@settings(max_examples=800)
 @given(st.data())
 def test_any_mixture_of_tensors_is_read_or_refused(data):
     roles = data.draw(st.sampled_from(KINDS))
@@ -199,6 +208,13 @@ def test_any_mixture_of_tensors_is_read_or_refused(data):
         else:
             assert math.isfinite((vector + 2 * vector).norm())
             assert math.isfinite(vector.compress().norm())
+    try:
+        native = native_adapters(state)
+    except ValueError as error:
+        assert "conv_in" in str(error)
+    else:
+        assert native_adapters(native).keys() == native.keys()
+        assert adapter_sizes(native).keys() <= {"unet.conv_in.weight", "unet.conv_in.bias"}
 
 
 def test_some_of_the_mixtures_are_valid():

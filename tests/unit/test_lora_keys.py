@@ -1,15 +1,16 @@
+import math
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from lcm_core.lora import Factors, LoRAVector, canonical_name, flat, spell
+from lcm_core.distill.adapters import LCM_TARGETS
+from lcm_core.lora import LoRAVector, canonical_name, flat, spell
 from lcm_core.lora.keys import split_key
+from lcm_core.lora.native import adapter_sizes, native_adapters
 
-TARGETS = [
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
-]
+TARGETS = tuple(f".{target}" for target in LCM_TARGETS)
 SD15_UPSAMPLERS = {
     "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",
     "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
@@ -39,24 +40,25 @@ SSD1B = {
     "transformer_layers_per_block": (1, (2, 2), (4, 4)),
     "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
 }
+# Modules and parameters of an LCM-LoRA of rank 64: LCM-LoRA, arXiv 2311.05556, Table 1; SD2 is not there.
 UNETS = {
-    "sd15": ({"cross_attention_dim": 768}, SD15_UPSAMPLERS, 278),
-    "sd2": (SD2, SD15_UPSAMPLERS, 278),
-    "sdxl": (SDXL, SDXL_UPSAMPLERS, 788),
-    "ssd1b": (SSD1B, SDXL_UPSAMPLERS, 423),
+    "sd15": ({"cross_attention_dim": 768}, SD15_UPSAMPLERS, (278, 67_252_224)),
+    "sd2": (SD2, SD15_UPSAMPLERS, (278, None)),
+    "sdxl": (SDXL, SDXL_UPSAMPLERS, (788, 196_751_360)),
+    "ssd1b": (SSD1B, SDXL_UPSAMPLERS, (423, 104_902_656)),
 }
 
 
 @pytest.fixture(scope="module", params=UNETS)
 def table(request):
-    """(meta UNet, diffusers path -> LDM path of every module with a weight, LoRA modules there should be)."""
-    config, upsamplers, targets = UNETS[request.param]
+    """(meta UNet, diffusers path -> LDM path of every module with a weight, modules and parameters of its LCM-LoRA)."""
+    config, upsamplers, counts = UNETS[request.param]
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     paths = [key.removesuffix(".weight") for key in unet.state_dict() if key.endswith(".weight")]
     native = spell([f"unet.{path}" for path in paths], "native")
     ldm = {path: upsamplers.get(path) or native[f"unet.{path}"].removeprefix("diffusion_model.") for path in paths}
-    return unet, ldm, targets
+    return unet, ldm, counts
 
 
 def test_every_ldm_name_is_what_diffusers_converts_to_the_same_module(table):
@@ -89,13 +91,23 @@ def test_every_module_reads_back_from_its_spelling(table, dialect):
 
 
 def test_lcm_lora_targets_are_all_found(table):
-    _, ldm, count = table
-    paths = [path for path in ldm if path.endswith(tuple(f".{target}" for target in TARGETS))]
-    assert len(paths) == count
-    vector = LoRAVector({f"unet.{path}": Factors(torch.ones(1, 1), torch.ones(1, 1), 1.0) for path in paths})
-    assert len(vector.state_dict("kohya")) == 3 * count  # 834 in the released file for SD1.5, 2364 for SDXL
+    """Files laid out as the released LCM-LoRAs: rank 64, fp16, kohya's names of diffusers' blocks."""
+    unet, ldm, (count, parameters) = table
+    weights = {path: unet.get_submodule(path).weight for path in ldm if f".{path}".endswith(TARGETS)}
+    state = {}
+    for path, weight in weights.items():
+        out, *rest = weight.shape
+        shapes = {"lora_down.weight": (64, *rest), "lora_up.weight": (out, 64, *[1] * (len(rest) - 1)), "alpha": ()}
+        for role, shape in shapes.items():
+            state[f"lora_unet_{flat(path)}.{role}"] = torch.full((), 64.0, dtype=torch.float16).expand(shape)
+    assert len(state) == 3 * count
+    vector = LoRAVector.from_state_dict(state)
+    assert vector.modules.keys() == {f"unet.{path}" for path in weights}
+    assert (vector.rank, vector.parameters) == (64, parameters or vector.parameters)
     for dialect in ("kohya", "peft", "native"):
         assert LoRAVector.from_state_dict(vector.state_dict(dialect)).modules.keys() == vector.modules.keys()
+    sizes = adapter_sizes(native_adapters(state))
+    assert sizes == {f"unet.{path}.weight": (len(w), math.prod(w.shape[1:])) for path, w in weights.items()}
 
 
 ONE_LEVEL = {
@@ -189,6 +201,7 @@ def test_unknown_architecture_keeps_its_spelling_and_compares_flat():
             (
                 *("transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_q"),
                 *("base_model.model.transformer_blocks.0.attn.to_q", "lora_transformer_transformer_blocks_0_attn_to_q"),
+                "lycoris_transformer_blocks_0_attn_to_q",
                 "transformer.base_model.model.transformer_blocks.0.attn.to_q",
             ),
             "transformer.transformer_blocks.0.attn.to_q",
@@ -240,6 +253,10 @@ def test_unknown_dialect():
         ("a.alpha\n", None),
         ("a.a1.weight", ("a", "GLoRA")),
         ("a.oft_blocks", ("a", "OFT")),
+        ("a.oft_R.default.weight", ("a", "OFT")),
+        ("a.rescale", ("a", "OFT")),
+        ("a.lora_B.bias", ("a", "bias")),
+        ("a.lora_B.default.bias", ("a", "bias")),
         ("a.weight", None),
         (".alpha", None),
     ],

@@ -23,7 +23,7 @@ def as_api(template):
                 inputs[slot["name"]] = next(values)
                 if slot["name"] in ("seed", "noise_seed"):
                     assert next(values) in ("fixed", "randomize", "increment", "decrement")
-            elif slot["link"] is not None:
+            if slot["link"] is not None:
                 _, source, output, target, _, kind = links[slot["link"]]
                 assert target == node["id"] and kind == slot["type"]
                 inputs[slot["name"]] = [str(source), output]

@@ -1,0 +1,254 @@
+"""Training inside ComfyUI: a MODEL's network, conditioning and latents as `lcm_core.distill` takes them."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from torch import Tensor, nn
+
+from ..lcm_core.consistency import consistency_function, multistep_sample
+from ..lcm_core.lora import LoRAVector
+from ..lcm_core.lora.files import output_path
+from ..lcm_core.noise import step_noise
+from ..lcm_core.schedule import NoiseSchedule, lcm_timesteps
+
+PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction", "X0": "sample"}
+PREVIEW_STEPS = 4
+
+
+def noise_process(model) -> tuple[NoiseSchedule, str]:
+    """(schedule, prediction) of a MODEL. ValueError for a flow model or one that samples as an LCM already."""
+    sampling = model.get_model_object("model_sampling")
+    bases = {base.__name__ for base in type(sampling).__mro__}
+    prediction = next((PREDICTIONS[name] for name in PREDICTIONS if name in bases), None)
+    if "LCM" in bases or "ConsistencySampling" in bases:
+        raise ValueError(
+            "this MODEL went through a node that makes it sample as an LCM; connect the MODEL from before it, and apply "
+            "an LCM-LoRA with Apply LoRA Vector"
+        )
+    if prediction is None or not hasattr(sampling, "sigmas"):
+        raise ValueError(
+            f"the model samples as {type(sampling).__name__}, and only models that predict noise, v or the sample on a "
+            "table of timesteps can be distilled; use a Stable Diffusion 1.x, 2.x or SDXL model"
+        )
+    return NoiseSchedule(1 / (1 + sampling.sigmas.double() ** 2)), prediction
+
+
+@contextmanager
+def trainable(model) -> Iterator[nn.Module]:
+    """The MODEL's network on its device, its weights frozen, outside of the host's inference mode.
+
+    Weights that were loaded in inference mode become ordinary tensors of the same values, one at a time: autograd takes
+    no others.
+    """
+    with torch.inference_mode(False):
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        network = model.model.diffusion_model
+        asked = {p: p.requires_grad for p in network.parameters()}
+        for module in network.modules():
+            for name, p in module._parameters.items():
+                if p is not None and p.is_inference():
+                    asked[p] = False
+                    module._parameters[name] = nn.Parameter(p.clone(), requires_grad=False)
+        network.requires_grad_(False)
+        try:
+            yield network
+        finally:
+            for p in network.parameters():
+                p.requires_grad_(asked.get(p, False))
+            comfy.model_management.soft_empty_cache()
+
+
+def conditions(model, positive: list, negative: list | None, latent: Tensor) -> tuple[list[str], list[Tensor]]:
+    """(names, tensors (N + 1, …)) of what the network takes beside x and t: N positive entries, then the negative one.
+
+    Without a negative its tensors are zeros, SDXL's convention. latent (C, H, W) gives the size that SDXL is told.
+    """
+    if negative is None:
+        embedding, options = positive[0]
+        pooled = {"pooled_output": torch.zeros_like(p)} if (p := options.get("pooled_output")) is not None else {}
+        negative = [[torch.zeros_like(embedding), {**options, **pooled}]]
+    if len(negative) != 1:
+        raise ValueError(f"the negative has {len(negative)} conditionings; give one, or none for zeros")
+    found = []
+    for entry, kind in [*((entry, "positive") for entry in positive), (negative[0], "negative")]:
+        if len(entry[0]) != 1:
+            raise ValueError(f"a conditioning has {len(entry[0])} rows; give one prompt in each")
+        cond = comfy.sampler_helpers.convert_cond([entry])
+        (cond,) = comfy.samplers.encode_model_conds(model.model.extra_conds, cond, latent[None], model.load_device, kind)
+        found.append({name: value for name, value in cond["model_conds"].items() if isinstance(value.cond, Tensor)})
+    names = sorted(found[0])
+    if any(sorted(each) != names for each in found):
+        raise ValueError(f"the conditionings differ in kind: {[sorted(each) for each in found]}; encode all alike")
+    joined = [found[0][name].concat([each[name] for each in found[1:]]) for name in names]
+    return ["context" if name == "c_crossattn" else name for name in names], joined
+
+
+def as_model(model, network: nn.Module, names: list[str]) -> Callable[[Tensor, Tensor, tuple, Tensor | None], Tensor]:
+    """The network as model(x, t, cond, omega) of `lcm_core.distill`: x (B, C, H, W) is α·z + σ·ε."""
+    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+
+    def call(x: Tensor, t: Tensor, cond: tuple[Tensor, ...], omega: Tensor | None) -> Tensor:
+        given = {name: value.to(dtype) for name, value in zip(names, cond, strict=True)}
+        return network(x.to(dtype), t.float(), transformer_options={}, **given).float()
+
+    return call
+
+
+def separate(model, latents: list[dict]) -> list[Tensor]:
+    """Every picture's latent (C, H, W), float32, in the network's scale; ValueError where one is not this model's."""
+    samples = [sample for latent in latents for sample in latent["samples"]]
+    channels = model.get_model_object("latent_format").latent_channels
+    if not samples:
+        raise ValueError("there are no latents; connect VAE Encode, or a batch of latents")
+    for sample in samples:
+        if sample.ndim != 3 or sample.shape[0] != channels:
+            raise ValueError(
+                f"a latent is {tuple(sample.shape)}; the model takes ({channels}, height, width), so encode it with this "
+                "model's VAE"
+            )
+    return [model.model.process_latent_in(sample.clone().float()) for sample in samples]
+
+
+def pair(entries: list, count: int) -> list:
+    """One conditioning for each of `count` latents, the same for all if there is one."""
+    if len(entries) not in (1, count):
+        raise ValueError(
+            f"{len(entries)} positive conditionings for {count} latents; give one for each latent in the same order, or "
+            "one for all"
+        )
+    return entries * count if len(entries) == 1 else entries
+
+
+def batches(samples: list[Tensor], tensors: list[Tensor], size: int, seed: int, device: torch.device) -> Callable:
+    """step -> (z, cond, uncond), drawn by (seed, step) among latents of one size; tensors as in `conditions`."""
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        buckets.setdefault(tuple(sample.shape), []).append(i)
+    groups = list(buckets.values())
+    shares = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+
+    def batch(step: int):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        group = groups[int(torch.multinomial(shares, 1, generator=generator))]
+        rows = [group[int(i)] for i in torch.randint(len(group), (size,), generator=generator)]
+        z = torch.stack([samples[i] for i in rows]).to(device)
+        cond = tuple(tensor[rows].to(device) for tensor in tensors)
+        uncond = tuple(tensor[-1:].to(device).repeat(size, *[1] * (tensor.ndim - 1)) for tensor in tensors)
+        return z, cond, uncond
+
+    return batch
+
+
+def state_path(prefix: str, config, rank: int, samples: list[Tensor], tensors: list[Tensor]) -> Path | None:
+    """Where a training's state is kept: below the output folder, a file for each set of data and settings.
+
+    None for an empty prefix. Only what may change on resuming is left out of the file's name: steps, rate, save_every.
+    """
+    if not prefix.strip():
+        return None
+    may_change = ("steps", "learning_rate", "save_every")
+    settings = {name: value for name, value in asdict(config).items() if name not in may_change}
+    digest = hashlib.sha256(json.dumps([settings, rank]).encode())
+    for tensor in (*samples, *tensors):
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    path = output_path(folder_paths.get_output_directory(), f"{prefix}_{digest.hexdigest()[:12]}.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class Monitor:
+    """The progress bar of a training, with a preview of one picture of 4 steps every `every` steps, and interrupts."""
+
+    def __init__(self, model, call: Callable, schedule: NoiseSchedule, prediction: str, batch: tuple, every: int):
+        self.model, self.call, self.schedule, self.prediction = model, call, schedule, prediction
+        z, cond, _ = batch
+        self.shape, self.cond, self.every = z[:1].shape, tuple(c[:1] for c in cond), every
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format) if every else None
+        self.bar: comfy.utils.ProgressBar | None = None
+
+    def report(self, step: int, steps: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar = self.bar or comfy.utils.ProgressBar(steps)
+        due = self.previewer is not None and (step % self.every == 0 or step == steps)
+        self.bar.update_absolute(step, steps, self.picture() if due else None)
+
+    def picture(self) -> tuple:
+        def denoise(x: Tensor, t: float) -> Tensor:
+            timesteps = torch.full((1,), t, device=x.device)
+            output = self.call(x, timesteps, self.cond, None)
+            return consistency_function(output, x, t, self.schedule, self.prediction)
+
+        grid = lcm_timesteps(PREVIEW_STEPS, train_steps=self.schedule.steps)
+        with torch.no_grad():
+            x = step_noise(self.shape, 0, PREVIEW_STEPS).to(self.cond[0].device)
+            x0 = multistep_sample(
+                denoise, x, grid, self.schedule.process, noise=lambda i: step_noise(self.shape, 0, i).to(x)
+            )
+        return self.previewer.decode_latent_to_preview_image("JPEG", x0)
+
+
+def learn(model, latents, positive, negative, config, rank: int, batch_size: int, checkpointing: bool, prefix: str,
+          preview_every: int) -> tuple[LoRAVector, list[float], str]:  # fmt: skip
+    """(what was learned, the losses of this run's steps, a report) of a training of a LoRA on a MODEL.
+
+    The MODEL is left as it was. With a prefix the state is saved (`state_path`) every `save_every` steps and when the
+    user interrupts, and the same training goes on from there.
+    """
+    from ..lcm_core.distill import checkpointed, distill, inject_lora
+
+    schedule, prediction = noise_process(model)
+    samples = separate(model, latents)
+    entries = pair([entry for conditioning in positive for entry in conditioning], len(samples))
+    with trainable(model) as network:
+        names, tensors = conditions(model, entries, negative, samples[0])
+        tensors = [tensor.clone() for tensor in tensors]
+        state = state_path(prefix, config, rank, samples, tensors)
+        batch = batches(samples, tensors, batch_size, config.seed, model.load_device)
+        torch.manual_seed(config.seed)
+        adapter = inject_lora(network, rank=rank, clamp=True)
+        call = as_model(model, network, names)
+        resumed = state is not None and state.exists()
+        steps = distill(call, adapter, batch, config, schedule=schedule, prediction=prediction, state=state)
+        losses: list[float] = []
+        try:
+            monitor = Monitor(model, call, schedule, prediction, batch(0), preview_every)
+            if checkpointing:
+                with checkpointed(network):
+                    run(steps, losses, monitor)
+            else:
+                run(steps, losses, monitor)
+            vector = adapter.vector()
+        finally:
+            steps.close()
+            adapter.remove()
+    vector = LoRAVector({name: type(f)(f.down.cpu(), f.up.cpu(), f.alpha) for name, f in vector.modules.items()})
+    first = config.steps - len(losses)
+    tenth = max(1, len(losses) // 10)
+    report = [f"{len(vector)} modules, rank {vector.rank}, {vector.parameters:,} parameters; {config.steps} steps"]
+    report += [f"resumed after step {first}"] if resumed else []
+    if losses:
+        start, end = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+        report += [f"mean loss of the first {tenth} steps {start:.4g}, of the last {end:.4g}"]
+    report += [f"state: {os.path.relpath(state, folder_paths.get_output_directory())}"] if state else []
+    logging.info("LCM-LoRA: %s", "; ".join(report))
+    return vector, losses, "\n".join(report)
+
+
+def run(steps: Iterator, losses: list[float], monitor: Monitor) -> None:
+    """Train to the end, or until the user interrupts: then the state is saved before the interrupt goes on."""
+    for progress in steps:
+        losses.append(progress.loss)
+        monitor.report(progress.step, progress.steps)

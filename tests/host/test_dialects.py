@@ -1,0 +1,192 @@
+"""LoRA files of every dialect and kind reach every module of the host's models, with the effect that they say."""
+
+import copy
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
+from safetensors.torch import save_file
+
+from lcm_core.distill.adapters import LCM_TARGETS
+from tools.host_process import clean_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+SD15 = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 48, "attention_head_dim": 8}
+SDXL = {
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (2, 4, 8),
+    "cross_attention_dim": 64,
+    "use_linear_projection": True,
+}
+SSD1B = SDXL | {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+}
+UNETS = {"SD15": SD15, "SDXL": SDXL, "SSD1B": SSD1B}
+# Modules in the UNet, in the text encoders, and what core's loader found of the former in ComfyUI 0.3.75.
+FAMILIES = {"SD15": (278, 72, 150), "SDXL": (788, 264, 228), "SSD1B": (423, 264, 151)}
+DIALECTS = ("peft", "base_model", "base_model in unet", "diffusers", "kohya", "kohya ldm", "lycoris", "native")
+COMMON = {"target_modules": ["to_q", "ff.net.2", "proj_in", "conv1", "conv_shortcut"], "init_weights": False}
+LORA = {"target_modules": COMMON["target_modules"], "init_lora_weights": False}
+PEFT = {
+    "lora": LoraConfig(r=2, lora_alpha=3, **LORA),
+    "rslora": LoraConfig(r=4, lora_alpha=3, use_rslora=True, rank_pattern={"conv1": 2}, **LORA),
+    "dora": LoraConfig(r=2, lora_alpha=3, use_dora=True, **LORA),
+    "loha": LoHaConfig(r=2, alpha=3, use_effective_conv2d=True, **COMMON),
+    "lokr": LoKrConfig(r=2, alpha=3, rank_pattern={"to_q": 100}, **COMMON),
+    "oft": OFTConfig(oft_block_size=16, target_modules=COMMON["target_modules"]),
+}
+
+
+def write_lora(unet, text_layers, path):
+    """Rank-1 factors in PEFT's names for the targets of an LCM-LoRA and all linear layers of the text encoders."""
+    endings = tuple(f".{target}" for target in LCM_TARGETS)
+    shapes = {f"unet.{name}": module.weight.shape for name, module in unet.named_modules() if name.endswith(endings)}
+    for component, layers in text_layers.items():
+        for layer in range(layers):
+            prefix = f"{component}.text_model.encoder.layers.{layer}"
+            shapes |= {f"{prefix}.self_attn.{name}_proj": (16, 16) for name in ("q", "k", "v", "out")}
+            shapes |= {f"{prefix}.mlp.fc1": (32, 16), f"{prefix}.mlp.fc2": (16, 32)}
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, (out, *rest) in shapes.items():
+        state[f"{name}.lora_A.weight"] = torch.randn(1, *rest, generator=generator)
+        state[f"{name}.lora_B.weight"] = torch.randn(out, 1, *[1] * (len(rest) - 1), generator=generator)
+    save_file(state, path)
+
+
+def write_peft(folder):
+    """PEFT's own adapters of one UNet, and the weights that each gives it when it is merged."""
+    torch.manual_seed(0)
+    base = UNet2DConditionModel(**SD15)
+    weights = dict(base.named_parameters())
+    save_file({name: tensor.detach() for name, tensor in weights.items()}, folder / "base.safetensors")
+    for kind, config in PEFT.items():
+        model = get_peft_model(copy.deepcopy(base), config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "oft_R" in name or "magnitude" in name:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+        model.save_pretrained(folder / "models" / "loras" / kind)
+        merged = model.merge_and_unload().named_parameters()
+        different = {name: tensor.detach() for name, tensor in merged if not torch.equal(tensor, weights[name])}
+        save_file(different, folder / f"merged {kind}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def reports(base):
+    """What dialects.py reports, from a process of its own with the host in it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        loras = folder / "models" / "loras"
+        loras.mkdir(parents=True)
+        with torch.device("meta"):
+            unets = {family: UNet2DConditionModel(**config) for family, config in UNETS.items()}
+        for family, unet in unets.items():
+            encoders = {"text_encoder": 12} | ({} if family == "SD15" else {"text_encoder_2": 32})
+            write_lora(unet, encoders, loras / f"{family}.safetensors")
+        write_peft(folder)
+        command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.dialects", os.environ["LCM_HOST_DIR"], name]
+        run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)
+        assert run.returncode == 0, run.stderr[-4000:]
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_dialect_reaches_every_module(reports, family, dialect):
+    found = reports[family]["dialects"][dialect]
+    unet, texts, _ = FAMILIES[family]
+    assert found["modules"] == [unet, texts]
+    assert max(found["errors"]) < 1e-6
+    assert f"{unet} of {unet} modules, rank 1" in found["report"]
+    assert f"{texts} of {texts} text encoder modules" in found["report"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_lora_output_has_the_same_effect(reports, family):
+    assert max(reports[family]["applied"]) < 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_clip_the_report_says_what_is_left_out(reports, family):
+    apart, text, no_clip = reports[family]["without clip"]
+    assert apart < 1e-6 and no_clip
+    assert f"{FAMILIES[family][1]} text encoder modules are left out, connect a CLIP" in text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_core_finds_less_of_pefts_names_and_all_of_what_we_save(reports, family):
+    unet, _, core = FAMILIES[family]
+    found = reports[family]["core"]
+    print(f"core's Load LoRA on PEFT names: {found['peft']['modules']} of {unet} ({core} in ComfyUI 0.3.75)")
+    assert found["peft"]["modules"] < unet
+    assert found["base_model"]["modules"] < unet
+    for dialect in ("our kohya", "our native"):
+        assert found[dialect]["modules"] == unet
+        assert max(found[dialect]["errors"]) < 1e-6
+    assert reports[family]["left alone"]
+
+
+KINDS = {
+    "loha": 2, "lokr": 2, "tucker": 1, "flattened": 2, "dora per input": 2, "glora": 1, "oft": 2, "boft": 1, "dense": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_the_effect_that_core_gives_it_in_kohyas_names(reports, kind):
+    found = reports["kinds"][kind]
+    assert found["parameters"] == KINDS[kind]
+    assert len(found["errors"]) == 8
+    assert max(found["errors"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_pefts_files_have_the_effect_of_pefts_merge(reports, kind):
+    found = reports["peft"][kind]
+    assert found["error"] < 2e-5
+    reasons = {"dora": "DoRA rescales the whole weight after adding", "oft": "OFT rotates the base weight"}
+    assert ("sum" in found) == (kind in reasons)
+    assert reasons.get(kind, "") in found.get("sum", "")
+
+
+def test_dora_is_the_papers_where_cores_is_not(reports):
+    found = reports["peft"]["dora"]
+    assert found["half"] < 2e-5
+    print(f"core's DoRA is {found['core']:.1%} from PEFT's")
+    assert found["core"] > 0.01
+
+
+@pytest.mark.parametrize("dialect", ["peft", "base_model", "kohya", "lycoris"])
+def test_names_of_other_architectures(reports, dialect):
+    found = reports["transformer"]
+    assert f"{found['count']} of {found['count']} modules" in found[dialect]["report"]
+    assert found[dialect]["error"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("other family", ["bad other family", "context width 64", "SD15", "use a LoRA made for this architecture"]),
+        ("bias", ["attn1.to_q.bias is (128, 1) in the LoRA and missing in the model"]),
+        ("dora", ["don't fit each other", "dora_scale (7, 1, 1, 1)"]),
+        ("oft", ["down_blocks.0.resnets.0.conv1.weight is (48, None) in the LoRA and (32, 288) in the model"]),
+        ("nothing", ["none of the 1 modules", "use one made for it"]),
+        ("text alone", ["none of the 72 modules", "connect a CLIP"]),
+        ("boft of peft", ["bad boft of peft", "conv_in.boft_R", "an adapter that ComfyUI can't apply"]),
+    ],
+)
+def test_what_does_not_fit_is_explained(reports, kind, said):
+    text = reports["refusals"][kind]
+    assert [part for part in said if part not in text] == []
+    assert reports["refusals"]["left alone"] == "True"
