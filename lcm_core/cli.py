@@ -30,9 +30,6 @@ DIALECTS = ("kohya", "peft", "native")
 DTYPES = ("float16", "bfloat16", "float32")
 WIDTH = 100
 
-ARCHITECTURES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by context width
-TRANSFORMERS = {"joint_blocks": "Stable Diffusion 3", "double_blocks": "Flux", "single_transformer_blocks": "Flux"}
-
 
 @dataclass(frozen=True)
 class Command:
@@ -368,14 +365,14 @@ def _header(path: str) -> tuple[str, list[str], list[str]]:
 
 
 def _description(path: str, vector: LoRAVector) -> Result:
-    from .lora import block_norms
+    from .lora import architecture, block_norms
     from .lora.record import EXPRESSION
 
     dialect, kinds, dtypes = _header(path)
     factors = vector.modules.values()
     return {
         "file": path,
-        "architecture": _architecture(vector),
+        "architecture": architecture({name: f.shape for name, f in vector.modules.items()}, vector.metadata),
         "expression": vector.metadata.get(EXPRESSION),
         "dialect": dialect,
         "kinds": kinds,
@@ -392,17 +389,6 @@ def _description(path: str, vector: LoRAVector) -> Result:
 
 def _counts(values: Iterator[float]) -> dict[str, int]:
     return {f"{value:g}": count for value, count in sorted(Counter(values).items())}
-
-
-def _architecture(vector: LoRAVector) -> str:
-    """What a LoRA was made for: by its metadata, else a guess by the width of its cross-attention or its blocks."""
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        if key in vector.metadata:
-            return vector.metadata[key]
-    widths = {factors.shape[1] for name, factors in vector.modules.items() if name.endswith("attn2.to_k")}
-    guesses = {ARCHITECTURES.get(width, f"context width {width}") for width in widths}
-    guesses |= {guess for part, guess in TRANSFORMERS.items() if any(part in name for name in vector.modules)}
-    return ", ".join(sorted(guesses)) or "unknown"
 
 
 def _cosine(a: LoRAVector, b: LoRAVector) -> Result:

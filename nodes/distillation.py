@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host, plotting
+from . import host_loras, plotting
 
 CATEGORY = "LCM-LoRA/distillation"
 SETTINGS = [
@@ -50,7 +50,7 @@ def train(settings: dict, model, positive, latents, negative=None, **config):
         rank=given["rank"], batch_size=given["batch_size"], checkpointing=given["gradient_checkpointing"],
         prefix=given["state_prefix"], preview_every=given["preview_every"],
     )  # fmt: skip
-    return io.NodeOutput(host.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
+    return io.NodeOutput(host_loras.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
 
 
 class Distill(io.ComfyNode):
@@ -71,8 +71,8 @@ class Distill(io.ComfyNode):
                                tooltip="The least guidance ω to learn; the model's cfg is ω + 1."),
                 io.Float.Input("omega_max", default=15.0, min=0.0, max=30.0, step=0.1, tooltip="The most guidance ω."),
                 io.Int.Input("links", default=50, min=1, max=1000,
-                             tooltip="Points of the timestep grid, LCM Sampler's original_steps. Few need less training, "
-                             "50 is the paper's."),
+                             tooltip="Points of the timestep grid, LCM Sampler's original_steps. Few need less "
+                             "training, 50 is the paper's."),
                 io.Combo.Input("solver", options=["ddim", "dpm++"], default="ddim",
                                tooltip="The teacher's step Ψ. dpm++ is more exact and takes twice its time."),
                 *WORK,
@@ -98,8 +98,8 @@ class Finetune(io.ComfyNode):
             node_id="LCMLoRA_Finetune",
             display_name="Fine-tune LCM",
             category=CATEGORY,
-            description="Teaches an LCM your pictures without a teacher: L = d(f_θ(x_t+k), f_θ⁻(x_t)) with one noise for "
-            "both (latent consistency fine-tuning). Training, LCF.",
+            description="Teaches an LCM your pictures without a teacher: L = d(f_θ(x_t+k), f_θ⁻(x_t)) with one noise "
+            "for both (latent consistency fine-tuning). Training, LCF.",
             inputs=[
                 io.Model.Input("model", tooltip="A full LCM, or a model with an LCM-LoRA by Apply LoRA Vector."),
                 io.Conditioning.Input("positive", tooltip="A prompt for each latent, as a list, or one for all."),

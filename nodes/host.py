@@ -1,21 +1,19 @@
-"""The one file that touches ComfyUI's internals: model sampling, schedules, weight patches, noise and paths."""
+"""ComfyUI's internals for sampling: model sampling, schedules, noise; and its files, progress and interrupts.
+
+The files named host* alone touch what ComfyUI does not promise to keep.
+"""
 
 import copy
-import difflib
-import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable
 
-import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import comfy.weight_adapter
 import folder_paths
 import latent_preview
 import torch
@@ -24,15 +22,8 @@ from torch import Tensor
 
 from ..lcm_core.consistency import boundary_scalings, multistep_sample, stream_sample
 from ..lcm_core.guidance import guidance_embedding, load_guidance_projection
-from ..lcm_core.lora import LoRAVector, canonical_name, files, flat, spell
-from ..lcm_core.lora.files import output_path
-from ..lcm_core.lora.keys import listed
-from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters, rescaled, rotated
-from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.noise import step_noise
 from ..lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
-
-ARCHITECTURES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by context width
 
 
 def check_finite(**values: float) -> None:
@@ -320,218 +311,6 @@ def sample_latent(
         mask = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], samples.shape, result.device)
         result = torch.where(mask == 0, samples.to(result), result)
     return {**latent, "samples": result}
-
-
-def lora_files() -> list[str]:
-    return folder_paths.get_filename_list("loras")
-
-
-def load_vector(name: str) -> LoRAVector:
-    """A LoRA of the host's loras folders."""
-    return LoRAVector.load(lora_path(name))
-
-
-def load_adapters(name: str) -> "LoRATensors":
-    """A LORA_MODEL of the host's loras folders with the file's own adapters, vectors or not; errors name the file."""
-    path = lora_path(name)
-    tensors, metadata = files.read_lora(path)
-    try:
-        adapters = native_adapters(tensors, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    metadata.pop("lora_adapter_metadata", None)
-    lora = LoRATensors(LoRAVector(metadata=metadata), file_record(path))
-    lora.update(adapters)
-    return lora
-
-
-def save_path(prefix: str) -> str:
-    """A new file name in the output folder, numbered so that nothing is overwritten; its folder is made.
-
-    ValueError for a prefix that leads out of the output folder.
-    """
-    output_path(folder_paths.get_output_directory(), prefix)
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    return os.path.join(folder, f"{name}_{counter:05}_.safetensors")
-
-
-def architecture(sizes: Mapping[str, Size], metadata: Mapping[str, str]) -> str:
-    """What a LoRA was made for, from its metadata or the width of its cross-attention."""
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        if key in metadata:
-            return metadata[key]
-    widths = {size[1] for name, size in sizes.items() if name.endswith("attn2.to_k.weight") and size[1]}
-    return ", ".join(ARCHITECTURES.get(width, f"context width {width}") for width in sorted(widths)) or "unknown"
-
-
-class DoRA(comfy.weight_adapter.WeightAdapterBase):
-    """`weights` = (adapter, magnitude). The host divides a magnitude of outputs by ‖W‖, where DoRA has ‖W + ΔW‖."""
-
-    name = "dora"
-
-    def __init__(self, loaded_keys, weights):
-        self.loaded_keys, self.weights = loaded_keys, weights
-
-    def calculate_weight(self, weight, key, strength, *args, **kwargs):
-        adapter, magnitude = self.weights
-        merged = adapter.calculate_weight(weight.clone(), key, 1.0, *args, **kwargs)
-        return weight.lerp_(rescaled(merged, magnitude), strength)
-
-
-class InputRotation(comfy.weight_adapter.WeightAdapterBase):
-    """`weights` = (rotations,): PEFT's OFT turns the inputs, the host's the outputs."""
-
-    name = "input rotation"
-
-    def __init__(self, loaded_keys, weights):
-        self.loaded_keys, self.weights = loaded_keys, weights
-
-    def calculate_weight(self, weight, key, strength, *args, **kwargs):
-        return weight.lerp_(rotated(weight, self.weights[0]), strength)
-
-
-def adapter_patches(adapters: Mapping[str, Tensor], key_map: Mapping[str, str | tuple]) -> dict:
-    """The host's patches of `native_adapters`: its `load_lora`'s, but for DoRA and PEFT's OFT."""
-    magnitudes = {key: tensor for key, tensor in adapters.items() if key.endswith(".dora_scale")}
-    plain = {key: tensor for key, tensor in adapters.items() if key not in magnitudes}
-    patches = comfy.lora.load_lora(plain, key_map, log_missing=False)
-    for name, target in key_map.items():
-        if (magnitude := magnitudes.get(f"{name}.dora_scale")) is not None:
-            patches[target] = DoRA({f"{name}.dora_scale"}, (patches[target], magnitude))
-        if (rotations := adapters.get(f"{name}.oft_R")) is not None:
-            patches[target] = InputRotation({f"{name}.oft_R"}, (rotations,))
-    return patches
-
-
-def find_targets(
-    model: torch.nn.Module, key_map: Mapping[str, str | tuple], sizes: Mapping[str, Size], both: str
-) -> dict[str, str | tuple]:
-    """Canonical name -> what the host's key map says for it, of the modules in `sizes` that the model has.
-
-    The host's own names are made canonical, so every dialect reaches every module. ValueError where sizes differ.
-    """
-    targets = {flat(canonical_name(name)): target for name, target in key_map.items()}
-    found = {}
-    for parameter, size in sizes.items():
-        name, _, kind = parameter.rpartition(".")
-        target = targets.get(flat(name))
-        if target is None:
-            continue
-        found[name] = target
-        key, offset = (target, None) if isinstance(target, str) else target[:2]
-        weight = getattr(comfy.utils.get_attr(model, key.rpartition(".")[0]), kind, None)
-        shape = [] if weight is None else list(weight.shape)
-        if offset is not None:
-            shape[offset[0]] = offset[2]
-        have = (shape[0], math.prod(shape[1:])) if shape else ()
-        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
-            raise ValueError(
-                f"{both}: {parameter} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in); "
-                "use a LoRA made for this architecture"
-            )
-    return found
-
-
-def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str = "this LoRA", clip=None):
-    """(clone of the MODEL with W + strength·ΔW, clone of the CLIP if there is one, a line that says how much matched).
-
-    lora: any LORA_MODEL, vector or not. Nothing is half applied. ValueError, naming both, for a LoRA that fits nothing,
-    or of which a module has another size than the model's.
-    """
-    check_finite(strength=strength)
-    adapters = native_adapters(lora)
-    sizes = adapter_sizes(adapters)
-    host = type(model.model.model_config).__name__
-    both = f"{source} is for {architecture(sizes, getattr(lora, 'metadata', {}))} and the model is {host}"
-    texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
-    units = {name: size for name, size in sizes.items() if name not in texts}
-    found = find_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), units, both)
-    found_texts = {}
-    if clip is not None:
-        encoder = clip.cond_stage_model
-        found_texts = find_targets(encoder, comfy.lora.model_lora_keys_clip(encoder, {}), texts, both)
-    count, text_count = (len({name.rpartition(".")[0] for name in part}) for part in (units, texts))
-    if sizes and not found and not found_texts:
-        raise ValueError(
-            f"none of the {count + text_count} modules of {source} is in the model: {both}; "
-            + ("connect a CLIP, they are a text encoder's" if not units else "use one made for it")
-        )
-    names = spell([name.rpartition(".")[0] for name in sizes], "native")
-    model = model.clone()
-    model.add_patches(adapter_patches(adapters, {names[name]: target for name, target in found.items()}), strength)
-    if clip is not None:
-        clip = clip.clone()
-        clip.add_patches(adapter_patches(adapters, {names[n]: target for n, target in found_texts.items()}), strength)
-    rank = max((t.shape[0] for key, t in adapters.items() if key.endswith(".lora_down.weight")), default=None)
-    report = f"{source}: {len(found)} of {count} modules, {f'rank {rank}, ' if rank else ''}strength {strength:g}"
-    if texts and clip is None:
-        report += f"; {text_count} text encoder modules are left out, connect a CLIP to apply them"
-    elif texts:
-        report += f"; {len(found_texts)} of {text_count} text encoder modules"
-    logging.info("LCM-LoRA: %s", report)
-    return model, clip, report
-
-
-class LoRATensors(dict[str, Tensor]):
-    """A LORA_MODEL, the host's dict of tensors, with what that has no place for.
-
-    metadata: the text entries of its file. record: what vectors that are made of it say of it (`lcm_core.lora.record`).
-    """
-
-    def __init__(self, vector: LoRAVector, record: Mapping[str, str]) -> None:
-        super().__init__(vector.state_dict("native"))
-        self.metadata = dict(vector.metadata)
-        self.record = dict(record)
-
-
-def to_vector(lora: Mapping[str, Tensor]) -> LoRAVector:
-    """The vector of any LORA_MODEL, core's plain dicts included."""
-    return LoRAVector.from_state_dict(lora, getattr(lora, "metadata", None))
-
-
-def record_of(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """The record of a LORA_MODEL; none for core's plain dicts."""
-    return getattr(lora, "record", {})
-
-
-def read_lora(name: str) -> LoRATensors:
-    """A LORA_MODEL of the host's loras folders, recorded as this file."""
-    return LoRATensors(load_vector(name), file_record(lora_path(name)))
-
-
-def history(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """How a LORA_MODEL was made: its file's own record where it has one."""
-    metadata = getattr(lora, "metadata", {})
-    return {key: metadata[key] for key in (EXPRESSION, PARENTS) if key in metadata} or record_of(lora)
-
-
-def find_lora(name: str) -> str:
-    """The file of the loras folders that a user means by its path or its bare name, `.safetensors` left out or not.
-
-    LookupError for a name that fits no file, ValueError for a bare name that fits several.
-    """
-    wanted = PurePosixPath(name.replace("\\", "/"))
-    paths = {file: PurePosixPath(file.replace("\\", "/")) for file in lora_files()}
-    whole = [file for file, path in paths.items() if wanted in (path, _without_suffix(path))]
-    bare = [file for file, path in paths.items() if str(wanted) in (path.name, _without_suffix(path).name)]
-    fitting = whole or bare
-    if len(fitting) > 1:
-        raise ValueError(f"the name {name!r} fits {listed(fitting, 8)} of models/loras; write one of these paths")
-    if not fitting:
-        stems = {_without_suffix(path).name.lower(): file for file, path in paths.items()}
-        close = difflib.get_close_matches(_without_suffix(wanted).name.lower(), stems)
-        similar = ", ".join(stems[stem] for stem in close)
-        raise LookupError(f"models/loras has {similar}" if similar else "models/loras has no name like it")
-    return fitting[0]
-
-
-def _without_suffix(path: PurePosixPath) -> PurePosixPath:
-    return path.with_suffix("") if path.suffix == ".safetensors" else path
-
-
-def lora_path(name: str) -> str:
-    """A file of the loras folders."""
-    return folder_paths.get_full_path_or_raise("loras", name)
 
 
 def checkpoint_path(name: str) -> str:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def noise_process(model) -> tuple[NoiseSchedule, str]:
     prediction = next((PREDICTIONS[name] for name in PREDICTIONS if name in bases), None)
     if "LCM" in bases or "ConsistencySampling" in bases:
         raise ValueError(
-            "this MODEL went through a node that makes it sample as an LCM; connect the MODEL from before it, and apply "
-            "an LCM-LoRA with Apply LoRA Vector"
+            "this MODEL went through a node that makes it sample as an LCM; connect the MODEL from before it, and "
+            "apply an LCM-LoRA with Apply LoRA Vector"
         )
     if prediction is None or not hasattr(sampling, "sigmas"):
         raise ValueError(
@@ -87,7 +87,9 @@ def conditions(model, positive: list, negative: list | None, latent: Tensor) -> 
         if len(entry[0]) != 1:
             raise ValueError(f"a conditioning has {len(entry[0])} rows; give one prompt in each")
         cond = comfy.sampler_helpers.convert_cond([entry])
-        (cond,) = comfy.samplers.encode_model_conds(model.model.extra_conds, cond, latent[None], model.load_device, kind)
+        (cond,) = comfy.samplers.encode_model_conds(
+            model.model.extra_conds, cond, latent[None], model.load_device, kind
+        )
         found.append({name: value for name, value in cond["model_conds"].items() if isinstance(value.cond, Tensor)})
     names = sorted(found[0])
     if any(sorted(each) != names for each in found):
@@ -116,8 +118,8 @@ def separate(model, latents: list[dict]) -> list[Tensor]:
     for sample in samples:
         if sample.ndim != 3 or sample.shape[0] != channels:
             raise ValueError(
-                f"a latent is {tuple(sample.shape)}; the model takes ({channels}, height, width), so encode it with this "
-                "model's VAE"
+                f"a latent is {tuple(sample.shape)}; the model takes ({channels}, height, width), so encode it with "
+                "this model's VAE"
             )
     return [model.model.process_latent_in(sample.clone().float()) for sample in samples]
 
@@ -126,30 +128,10 @@ def pair(entries: list, count: int) -> list:
     """One conditioning for each of `count` latents, the same for all if there is one."""
     if len(entries) not in (1, count):
         raise ValueError(
-            f"{len(entries)} positive conditionings for {count} latents; give one for each latent in the same order, or "
-            "one for all"
+            f"{len(entries)} positive conditionings for {count} latents; give one for each latent in the same order, "
+            "or one for all"
         )
     return entries * count if len(entries) == 1 else entries
-
-
-def batches(samples: list[Tensor], tensors: list[Tensor], size: int, seed: int, device: torch.device) -> Callable:
-    """step -> (z, cond, uncond), drawn by (seed, step) among latents of one size; tensors as in `conditions`."""
-    buckets: dict[tuple[int, ...], list[int]] = {}
-    for i, sample in enumerate(samples):
-        buckets.setdefault(tuple(sample.shape), []).append(i)
-    groups = list(buckets.values())
-    shares = torch.tensor([len(group) for group in groups], dtype=torch.float64)
-
-    def batch(step: int):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        group = groups[int(torch.multinomial(shares, 1, generator=generator))]
-        rows = [group[int(i)] for i in torch.randint(len(group), (size,), generator=generator)]
-        z = torch.stack([samples[i] for i in rows]).to(device)
-        cond = tuple(tensor[rows].to(device) for tensor in tensors)
-        uncond = tuple(tensor[-1:].to(device).repeat(size, *[1] * (tensor.ndim - 1)) for tensor in tensors)
-        return z, cond, uncond
-
-    return batch
 
 
 def state_path(prefix: str, config, rank: int, samples: list[Tensor], tensors: list[Tensor]) -> Path | None:
@@ -208,6 +190,7 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     user interrupts, and the same training goes on from there.
     """
     from ..lcm_core.distill import checkpointed, distill, inject_lora
+    from ..lcm_core.distill.data import Examples
 
     schedule, prediction = noise_process(model)
     samples = separate(model, latents)
@@ -216,20 +199,21 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
         names, tensors = conditions(model, entries, negative, samples[0])
         tensors = [tensor.clone() for tensor in tensors]
         state = state_path(prefix, config, rank, samples, tensors)
-        batch = batches(samples, tensors, batch_size, config.seed, model.load_device)
+        device = model.load_device
+        rows = list(zip(*(tensor.to(device) for tensor in tensors), strict=True))
+        examples = Examples([z.to(device) for z in samples], rows[:-1], rows[-1], batch_size, config.seed)
         torch.manual_seed(config.seed)
         adapter = inject_lora(network, rank=rank, clamp=True)
         call = as_model(model, network, names)
         resumed = state is not None and state.exists()
-        steps = distill(call, adapter, batch, config, schedule=schedule, prediction=prediction, state=state)
+        steps = distill(call, adapter, examples, config, schedule=schedule, prediction=prediction, state=state)
         losses: list[float] = []
         try:
-            monitor = Monitor(model, call, schedule, prediction, batch(0), preview_every)
-            if checkpointing:
-                with checkpointed(network):
-                    run(steps, losses, monitor)
-            else:
-                run(steps, losses, monitor)
+            monitor = Monitor(model, call, schedule, prediction, examples(0), preview_every)
+            with checkpointed(network) if checkpointing else nullcontext():
+                for progress in steps:
+                    losses.append(progress.loss)
+                    monitor.report(progress.step, progress.steps)
             vector = adapter.vector()
         finally:
             steps.close()
@@ -245,10 +229,3 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     report += [f"state: {os.path.relpath(state, folder_paths.get_output_directory())}"] if state else []
     logging.info("LCM-LoRA: %s", "; ".join(report))
     return vector, losses, "\n".join(report)
-
-
-def run(steps: Iterator, losses: list[float], monitor: Monitor) -> None:
-    """Train to the end, or until the user interrupts: then the state is saved before the interrupt goes on."""
-    for progress in steps:
-        losses.append(progress.loss)
-        monitor.report(progress.step, progress.steps)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host
+from . import host, host_loras
 
 
 class LoadLCMLoRA(io.ComfyNode):
@@ -16,7 +16,7 @@ class LoadLCMLoRA(io.ComfyNode):
             "θ'_LCM = θ + strength·τ_LCM. Reads every dialect and kind of LoRA file, DoRA and OFT included.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up: the LoRA's base model or a fine-tune of it."),
-                io.Combo.Input("lora_name", options=host.lora_files(), tooltip="An LCM-LoRA of models/loras."),
+                io.Combo.Input("lora_name", options=host_loras.lora_files(), tooltip="An LCM-LoRA of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="λ₂ of the paper. 1 is what it was trained for."),
                 io.Clip.Input("clip", optional=True,
@@ -32,10 +32,10 @@ class LoadLCMLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **others):
-        return host.stamp(map(host.lora_path, [lora_name] if lora_name else host.lora_files()))
+        return host.stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
 
     @classmethod
     def execute(cls, model, lora_name, strength, clip=None):
-        lora = host.load_adapters(lora_name)
-        model, clip, report = host.apply_vector(model, lora, strength, lora_name, clip)
+        lora = host_loras.load_adapters(lora_name)
+        model, clip, report = host_loras.apply_vector(model, lora, strength, lora_name, clip)
         return io.NodeOutput(host.with_consistency_sampling(model), lora, report, clip)

@@ -9,11 +9,11 @@ from itertools import combinations
 
 from comfy_api.latest import io
 
-from ..lcm_core.lora import LoRAVector, block_cosines, block_norms, extract, preset_weights, scale_blocks
+from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms, extract, preset_weights, scale_blocks
 from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.keys import listed
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
-from . import host, plotting
+from . import host, host_loras, plotting
 from .plotting import ALL
 from .vectors import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 
@@ -39,13 +39,13 @@ class Compress(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, rank, energy):
-        vector, chosen = host.to_vector(lora), limits(rank, energy)
+        vector, chosen = host_loras.to_vector(lora), limits(rank, energy)
         small = vector.compress(**chosen)
         norm = vector.norm()
         error = (vector - small).norm() / norm if norm else 0.0
-        record = call_record("compress", [host.record_of(lora)], **chosen)
+        record = call_record("compress", [host_loras.record_of(lora)], **chosen)
         report = f"before: {size(vector, norm)}\nafter: {size(small)}\nrelative error ‖τ − τ'‖/‖τ‖: {error:.3g}"
-        return io.NodeOutput(host.LoRATensors(small, record), report)
+        return io.NodeOutput(host_loras.LoRATensors(small, record), report)
 
 
 class Extract(io.ComfyNode):
@@ -81,7 +81,7 @@ class Extract(io.ComfyNode):
             *paths, **chosen, diffs=norms_and_biases, device=host.decomposition_device(), progress=host.progress()
         )
         record = call_record("extract", list(map(file_record, paths)), [1.0, -1.0], **chosen)
-        return io.NodeOutput(host.LoRATensors(vector, record), extraction_report(vector, report))
+        return io.NodeOutput(host_loras.LoRATensors(vector, record), extraction_report(vector, report))
 
 
 def extraction_report(vector: LoRAVector, report: Report) -> str:
@@ -119,13 +119,13 @@ class BlockWeights(io.ComfyNode):
     @classmethod
     def execute(cls, lora, weights, rest):
         host.check_finite(rest=rest)
-        vector = host.to_vector(lora)
+        vector = host_loras.to_vector(lora)
         weighted = scale_blocks(vector, block_weights(weights, rest))
-        record = call_record("block_weights", [host.record_of(lora)], blocks=" ".join(weights.split()), rest=rest)
+        record = call_record("block_weights", [host_loras.record_of(lora)], blocks=" ".join(weights.split()), rest=rest)
         before, after = block_norms(vector), block_norms(weighted)
         lines = [f"{label}: norm {norm:.4g} → {after.get(label, 0.0):.4g}" for label, norm in before.items()]
         report = "\n".join([size(weighted, math.hypot(*after.values())), *lines])
-        return io.NodeOutput(host.LoRATensors(weighted, record), report)
+        return io.NodeOutput(host_loras.LoRATensors(weighted, record), report)
 
 
 def block_weights(text: str, rest: float) -> dict[str, float]:
@@ -175,7 +175,7 @@ class Compare(io.ComfyNode):
         given = [name.strip() for name in names.split(",")] if names.strip() else list(loras)
         if len(set(given)) != len(loras) or len(given) != len(loras):
             raise ValueError(f"names {names!r} are {len(given)} for {len(loras)} vectors; give one of its own to each")
-        vectors = {name: host.to_vector(lora) for name, lora in zip(given, loras.values(), strict=True)}
+        vectors = {name: host_loras.to_vector(lora) for name, lora in zip(given, loras.values(), strict=True)}
         norms, cosines = measure(vectors)
         lines = [f"{name}: {size(vector, norms[name][ALL])}" for name, vector in vectors.items()]
         lines += [f"cosine of {one} and {other}: {found[ALL]:.4f}" for (one, other), found in cosines.items()]
@@ -214,7 +214,8 @@ class Inspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora):
-        report = inspection(host.to_vector(lora), sum(tensor.nbytes for tensor in lora.values()), host.history(lora))
+        size_in_bytes = sum(tensor.nbytes for tensor in lora.values())
+        report = inspection(host_loras.to_vector(lora), size_in_bytes, host_loras.history(lora))
         host.show_text(report)
         return io.NodeOutput(report, ui={"text": [report]})
 
@@ -227,7 +228,7 @@ def inspection(vector: LoRAVector, size_in_bytes: int, record: Mapping[str, str]
     shown = [key for key in HIGHLIGHTS if vector.metadata.get(key)]
     parents = json.loads(sum_record([record], [1.0])[PARENTS])
     return "\n".join([
-        f"architecture: {host.architecture(sizes, vector.metadata)}",
+        f"architecture: {architecture(sizes, vector.metadata)}",
         f"size: {vector.parameters:,} parameters, {size_in_bytes / 2**20:.1f} MiB",
         f"modules: {tally(name.partition('.')[0] for name in modules)}",
         f"norm and bias differences: {len(vector.diffs)}",

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..lcm_core.lora import METHODS, LoRAVector, combine, evaluate_expression, parse_expression, write_lora
 from ..lcm_core.lora.combine import MAJORITY_SIGN_METHODS, options_of
 from ..lcm_core.lora.record import EXPRESSION, call_record, sum_record
-from . import host
+from . import host, host_loras
 
 CATEGORY = "LCM-LoRA/vectors"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -51,17 +51,17 @@ class LoadVector(io.ComfyNode):
             display_name="Load LoRA Vector",
             category=CATEGORY,
             description="Reads a LoRA file of any dialect as a vector τ for arithmetic, without applying it.",
-            inputs=[io.Combo.Input("lora_name", options=host.lora_files(), tooltip="A LoRA of models/loras.")],
+            inputs=[io.Combo.Input("lora_name", options=host_loras.lora_files(), tooltip="A LoRA of models/loras.")],
             outputs=[io.LoraModel.Output(display_name="lora")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name):
-        return host.stamp(map(host.lora_path, [lora_name] if lora_name else host.lora_files()))
+        return host.stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
 
     @classmethod
     def execute(cls, lora_name):
-        return io.NodeOutput(host.read_lora(lora_name))
+        return io.NodeOutput(host_loras.read_lora(lora_name))
 
 
 class ApplyVector(io.ComfyNode):
@@ -87,7 +87,7 @@ class ApplyVector(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora, strength, clip=None):
-        model, clip, report = host.apply_vector(model, lora, strength, clip=clip)
+        model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip)
         return io.NodeOutput(model, report, clip)
 
 
@@ -116,8 +116,8 @@ class Arithmetic(io.ComfyNode):
         host.check_finite(lambda_1=lambda_1, lambda_2=lambda_2, lambda_3=lambda_3)
         terms = [(a, lambda_1), (b, lambda_2)] + ([(c, lambda_3)] if c is not None else [])
         loras, weights = zip(*terms, strict=True)
-        total = combine([host.to_vector(lora) for lora in loras], weights)
-        return io.NodeOutput(host.LoRATensors(total, sum_record(list(map(host.record_of, loras)), weights)))
+        total = combine([host_loras.to_vector(lora) for lora in loras], weights)
+        return io.NodeOutput(host_loras.LoRATensors(total, sum_record(list(map(host_loras.record_of, loras)), weights)))
 
 
 class Expression(io.ComfyNode):
@@ -145,7 +145,7 @@ class Expression(io.ComfyNode):
     def validate_inputs(cls, expression):
         def look(name: str) -> LoRAVector:
             if name not in cls.INPUTS:
-                host.find_lora(name)
+                host_loras.find_lora(name)
             return LoRAVector()
 
         try:
@@ -157,10 +157,10 @@ class Expression(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, expression, **connected):
-        files = host.lora_files()
+        files = host_loras.lora_files()
         if expression is not None:
-            files = [host.find_lora(name) for name in parse_expression(expression) if name not in cls.INPUTS]
-        return host.stamp(map(host.lora_path, files))
+            files = [host_loras.find_lora(name) for name in parse_expression(expression) if name not in cls.INPUTS]
+        return host.stamp(map(host_loras.lora_path, files))
 
     @classmethod
     def execute(cls, expression, **connected):
@@ -169,15 +169,15 @@ class Expression(io.ComfyNode):
         def load(name: str) -> LoRAVector:
             if name in cls.INPUTS and connected.get(name) is None:
                 raise LookupError("that input is not connected")
-            loras[name] = connected[name] if name in cls.INPUTS else host.read_lora(host.find_lora(name))
-            vector = host.to_vector(loras[name])
+            loras[name] = connected[name] if name in cls.INPUTS else host_loras.read_lora(host_loras.find_lora(name))
+            vector = host_loras.to_vector(loras[name])
             lines.append(f"{name}: {size(vector)}")
             return vector
 
         total, weights = evaluate_expression(expression, load), parse_expression(expression)
-        record = sum_record([host.record_of(loras[name]) for name in weights], list(weights.values()))
+        record = sum_record([host_loras.record_of(loras[name]) for name in weights], list(weights.values()))
         report = "\n".join([f"{record[EXPRESSION]}: {size(total)}", *lines])
-        return io.NodeOutput(host.LoRATensors(total, record), report)
+        return io.NodeOutput(host_loras.LoRATensors(total, record), report)
 
 
 class Combine(io.ComfyNode):
@@ -222,10 +222,10 @@ class Combine(io.ComfyNode):
         terms = [(a, weight_a), (b, weight_b), (c, weight_c), (d, weight_d)]
         loras, weights = zip(*((lora, weight) for lora, weight in terms if lora is not None), strict=True)
         chosen = {name: options[name] for name in options_of(method)} | limits(rank, energy)
-        vectors = [host.to_vector(lora) for lora in loras]
+        vectors = [host_loras.to_vector(lora) for lora in loras]
         vector = combine(vectors, weights, method, progress=host.progress(), **chosen)
-        record = call_record(method, list(map(host.record_of, loras)), weights, **chosen)
-        return io.NodeOutput(host.LoRATensors(vector, record), f"{record[EXPRESSION]}: {size(vector)}")
+        record = call_record(method, list(map(host_loras.record_of, loras)), weights, **chosen)
+        return io.NodeOutput(host_loras.LoRATensors(vector, record), f"{record[EXPRESSION]}: {size(vector)}")
 
 
 class SaveVector(io.ComfyNode):
@@ -251,11 +251,11 @@ class SaveVector(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, filename_prefix, dialect, dtype):
-        vector = host.to_vector(lora)
+        vector = host_loras.to_vector(lora)
         if not vector:
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
         tensors = vector.state_dict(dialect, DTYPES[dtype])
-        path = host.save_path(filename_prefix)
-        write_lora(path, tensors, {**vector.metadata, **host.record_of(lora)})
+        path = host_loras.save_path(filename_prefix)
+        write_lora(path, tensors, {**vector.metadata, **host_loras.record_of(lora)})
         host.show_text(path)
         return io.NodeOutput(ui={"text": [path]})

@@ -1,5 +1,6 @@
 """LoRA files of every dialect as vectors that can be added, scaled, combined, compressed, extracted and measured."""
 
+from .architecture import architecture
 from .blocks import block_cosines, block_norms, block_of, preset_weights, scale_blocks
 from .combine import METHODS, combine
 from .expression import evaluate_expression, parse_expression
@@ -13,6 +14,7 @@ __all__ = [
     "METHODS",
     "Factors",
     "LoRAVector",
+    "architecture",
     "block_cosines",
     "block_norms",
     "block_of",

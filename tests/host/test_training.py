@@ -1,0 +1,72 @@
+"""The training nodes in the host: what they learn from, what they leave behind, and what they say to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("training.py")
+
+
+@pytest.fixture(scope="module")
+def facts(base):
+    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    sys.stderr.write(done.stderr[-4000:])
+    assert done.returncode == 0
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_network_is_called_as_the_host_calls_it(facts):
+    network = facts["network"]
+    assert (network["names"], network["prediction"]) == (["context"], "epsilon")
+    assert network["alpha"] < 1e-6 and network["apart"] < 1e-4
+
+
+def test_a_training_gives_a_vector_and_leaves_the_model_alone(facts):
+    done = facts["distillation"]
+    assert done["unchanged"] and done["left"] == 0
+    assert done["norm"] > 0 and done["patched"] == [done["modules"]] * 2
+    assert done["plot"] == [[1, 432, 768, 3], True, True]
+    assert "4 steps" in done["report"]
+    assert [(step, bool(picture)) for step, picture in done["previews"]] == [
+        (1, False),
+        (2, True),
+        (3, False),
+        (4, True),
+    ]
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(facts):
+    done = facts["resumed"]
+    assert done["stopped"] and done["steps"] < 4
+    assert done["states"] == [1, True]
+    assert "resumed after step 2" in done["report"]
+    assert done["equal"] and done["again"]
+
+
+def test_checkpointing_and_fine_tuning(facts):
+    assert facts["options"]["checkpointing"] < 1e-5
+    assert facts["options"]["finetuned"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no latents", "there are no latents"),
+        ("counts", "2 positive conditionings for 3 latents; give one for each"),
+        ("channels", "a latent is (3, 8, 8); the model takes (4, height, width)"),
+        ("already", "makes it sample as an LCM; connect the MODEL from before it"),
+        ("omega", "omega (8.0, 2.0) must be 0 <= low <= high"),
+        ("outside", "is not a file name below"),
+        ("nan", "have values that are not finite"),
+    ],
+)
+def test_bad_input_is_refused(name, said, facts):
+    assert said in facts["errors"][name]
+    assert facts["errors"]["states"] == []
