@@ -1,8 +1,9 @@
 """Assemble the pocket checkpoint and its LoRAs for the host from the weights that are shipped.
 
 `python -m pocket.assemble --checkpoints DIR --loras DIR` writes `pocket.safetensors`, which the stock
-CheckpointLoaderSimple loads as Stable Diffusion 1.5, and `pocket_lcm.safetensors` and `pocket_style.safetensors` in
-kohya names. The text encoder has CLIP-L's shape and is nearly all zeros: the file is sparse, about 25 MB on disk.
+CheckpointLoaderSimple loads as Stable Diffusion 1.5, `pocket_lcm.safetensors` and `pocket_style.safetensors` in kohya
+names, and `pocket_merged.safetensors`, the checkpoint with both in it. The text encoder has CLIP-L's shape and is
+nearly all zeros: the files are sparse, about 25 MB on disk.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .data import WORDS
 
 HERE = Path(__file__).parent
 LORAS = {f"pocket_{name}": HERE / "weights" / f"{name}_lora.safetensors" for name in ("lcm", "style")}
+MERGED = {"lcm": 1.0, "style": 0.8}  # λ of each LoRA in the merged checkpoint
 VOCABULARY, CLIP_WIDTH, CLIP_HIDDEN, CLIP_LAYERS = 49408, 768, 3072, 12
 WORD_TOKENS = HERE / "word_tokens.json"  # word -> row of CLIP's token table
 
@@ -61,6 +63,24 @@ def checkpoint() -> dict[str, Tensor | tuple[int, ...]]:
     for key, value in autoencoder.host_state_dict(load_file(autoencoder.WEIGHTS)).items():
         tensors[f"first_stage_model.{key}"] = value.half() if value.ndim else value
     return tensors | text_encoder(table)
+
+
+def merged(weights: Mapping[str, Tensor | tuple[int, ...]], vector: LoRAVector) -> dict[str, Tensor | tuple[int, ...]]:
+    """A checkpoint's weights with W + ΔW in place of each W that the vector changes."""
+    names = {f"model.{native}.weight": name for name, native in spell(vector.modules, "native").items()}
+    return {
+        key: (value.float() + vector.delta(names[key])).half() if key in names and isinstance(value, Tensor) else value
+        for key, value in weights.items()
+    }
+
+
+def full_lcm() -> dict[str, Tensor | tuple[int, ...]]:
+    """For tests, what a full LCM's file has: a UNet, with the LCM-LoRA in it, and a `cond_proj` of random weights."""
+    prefix = "model.diffusion_model."
+    weights = merged(checkpoint(), lora_vector(LORAS["pocket_lcm"]))
+    projection = 0.1 * torch.randn(unet.HOST_WIDTH, 256, generator=torch.Generator().manual_seed(0))
+    parts = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    return {**parts, f"{prefix}time_embed.cond_proj.weight": projection.half()}
 
 
 def write_sparse(path: Path, tensors: dict[str, Tensor | tuple[int, ...]]) -> None:
@@ -102,6 +122,12 @@ def lora_vector(path: Path) -> LoRAVector:
     return LoRAVector(modules, metadata=vector.metadata)
 
 
+def merged_vector() -> LoRAVector:
+    """What `pocket_merged.safetensors` adds to `pocket.safetensors`."""
+    lcm, style = (MERGED[name] * lora_vector(LORAS[f"pocket_{name}"]) for name in ("lcm", "style"))
+    return lcm + style
+
+
 def fingerprint(*sources: Path) -> str:
     digest = hashlib.sha256(Path(__file__).read_bytes() + Path(unet.__file__).read_bytes())
     for source in sources:
@@ -128,8 +154,11 @@ def main() -> None:
     args = parser.parse_args()
     for folder in (args.checkpoints, args.loras):
         folder.mkdir(parents=True, exist_ok=True)
-    written(args.checkpoints / "pocket.safetensors", fingerprint(teacher.WEIGHTS, autoencoder.WEIGHTS, WORD_TOKENS),
+    sources = (teacher.WEIGHTS, autoencoder.WEIGHTS, WORD_TOKENS)
+    written(args.checkpoints / "pocket.safetensors", fingerprint(*sources),
             lambda path: write_sparse(path, checkpoint()))  # fmt: skip
+    written(args.checkpoints / "pocket_merged.safetensors", fingerprint(*sources, *LORAS.values()),
+            lambda path: write_sparse(path, merged(checkpoint(), merged_vector())))  # fmt: skip
     for name, source in LORAS.items():
         written(args.loras / f"{name}.safetensors", fingerprint(source),
                 lambda path, source=source: lora_vector(source).save(path, dtype=torch.float16))  # fmt: skip

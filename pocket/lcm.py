@@ -6,7 +6,6 @@ this teacher is at its best between guidance scales 1 and 2.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from .data import WORDS, pictures
 from .teacher import SCHEDULE, Captions, encode_pictures, load_teacher
 from .training import join_processes
 
+BATCH = 16
 WEIGHTS = Path(__file__).parent / "weights" / "lcm_lora.safetensors"
 # Every linear layer and convolution of the UNet, by its SD (LDM) name.
 TARGETS = (
@@ -35,39 +35,40 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    rank, processes = join_processes()
+    from accelerate import Accelerator
+
+    rank, _ = join_processes()
     torch.manual_seed(0)
 
     data = pictures("colour", args.cache)
     latents = encode_pictures(data)
     unet, words = load_teacher()
     captions = Captions(words)
-    adapter = inject_lora(unet, TARGETS, args.rank)
+    adapter = inject_lora(unet, TARGETS, args.rank, clamp=True)
     config = DistillConfig(
         steps=args.steps, learning_rate=5e-4, links=20, on_grid=False, omega=(0.25, 1.0), target_decay=0.95,
         warmup=50, decay_to=0.05,
     )  # fmt: skip
 
-    def model(x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
+    def model(x: Tensor, t: Tensor, cond: tuple[Tensor, ...], omega: Tensor | None) -> Tensor:
         return unet(x, t, *cond)
 
-    def batches(batch: int = 16) -> Iterator[Batch]:
-        uncond = words(torch.full((batch // processes, 2), len(WORDS)))
-        for step in range(args.steps):
-            generator = torch.Generator().manual_seed(7_000_000 + step * 64 + rank)
-            rows = torch.randint(len(latents), (batch // processes,), generator=generator)
-            yield latents[rows], words(captions.draw(data, rows, generator)), uncond
+    uncond = words(torch.full((BATCH, 2), len(WORDS)))
 
-    state = args.cache / "lcm_lora.pt"
-    bar = tqdm(distill(model, adapter, batches(), config, schedule=SCHEDULE, state=state), desc="LCM-LoRA",
-               total=args.steps, mininterval=10, disable=rank > 0)  # fmt: skip
+    def batches(step: int) -> Batch:
+        generator = torch.Generator().manual_seed(7_000_000 + step * 64)
+        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        return latents[rows], words(captions.draw(data, rows, generator)), uncond
+
+    state = args.cache / "lcm_lora.safetensors"
+    steps = distill(model, adapter, batches, config, schedule=SCHEDULE, state=state, accelerator=Accelerator(cpu=True))
+    bar = tqdm(steps, desc="LCM-LoRA", total=args.steps, mininterval=10, disable=rank > 0)
     loss = None
     for progress in bar:
         loss = progress.loss if loss is None else 0.98 * loss + 0.02 * progress.loss
         bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
     if rank == 0:
-        average = torch.load(state, weights_only=True)["average"]
-        adapter.vector(average).save(args.out, dtype=torch.float16)
+        adapter.vector().save(args.out, dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
     latents = encode_pictures(data)
     unet, words = load_teacher()
     captions = Captions(words)
-    adapter = inject_lora(unet, TARGETS, rank=32)
+    adapter = inject_lora(unet, TARGETS, rank=32, clamp=True)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (32 // processes,), generator=generator)

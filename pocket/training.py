@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,12 +17,13 @@ from lcm_core.distill.trainer import average_gradients
 
 
 def join_processes() -> tuple[int, int]:
-    """(rank, number) of the processes that `torchrun` started; (0, 1) without it."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
+    """(rank, number) of the processes that `torchrun` or `accelerate launch` started; (0, 1) without."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    if accelerator.num_processes > 1:
+        torch.set_num_threads(1)
+    return accelerator.process_index, accelerator.num_processes
 
 
 def cosine(step: int, steps: int, warmup: int = 100) -> float:
@@ -51,7 +51,10 @@ def train(
     call goes on from there. The generator is seeded anew by (seed, step, process). `modules` may hold averaged copies:
     they are saved, and trained only if they require gradients. `after_step` runs after each update.
     """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), foreach=True)
     done = 0
@@ -70,8 +73,8 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(generator)
         loss.backward()
-        if processes > 1:
-            average_gradients(parameters, processes)
+        if accelerator.num_processes > 1:
+            average_gradients(accelerator, parameters, loss.detach())
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         after_step()

@@ -1,66 +1,29 @@
-"""Distillation of an LCM-LoRA: one copy of the weights, an adapter that is switched off for the teacher."""
+"""Distillation and fine-tuning of latent consistency models, step by step: `distill` yields its progress."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..consistency import Prediction
 from ..schedule import NoiseSchedule
-from .adapters import LoRAAdapter
-from .losses import Model, draw_timesteps, huber, lcd_loss
+from .config import DistillConfig
+from .losses import SOLVERS, Cond, Draw, Model, already_consistent, distance_of, draw_timesteps, lcd_loss, lcf_loss
+from .state import load_state, save_state
 
-Batch = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """Settings of `distill`, with the defaults of diffusers' LCM-LoRA scripts.
-
-    links: DDIM steps that the teacher's trajectory is cut into (k = 1000 // links); on_grid as in `draw_timesteps`.
-    omega: the range of the guidance ω, drawn evenly; scale 1 + ω of classifier-free guidance.
-    target_decay: None for the student itself without gradient, else the decay of an average of its factors.
-    warmup: steps of linear warm-up; decay_to: share of the learning rate that a half cosine ends at (1 is constant).
-    """
-
-    steps: int = 1000
-    learning_rate: float = 1e-4
-    links: int = 50
-    on_grid: bool = True
-    omega: tuple[float, float] = (5.0, 15.0)
-    target_decay: float | None = None
-    huber_c: float = 0.001
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    warmup: int = 0
-    decay_to: float = 1.0
-    save_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < 1, "in (0, 1)"),
-            "omega": (math.isfinite(sum(self.omega)) and 0 <= self.omega[0] <= self.omega[1], "0 <= low <= high"),
-            "target_decay": (self.target_decay is None or 0 <= self.target_decay < 1, "None or in [0, 1)"),
-            "decay_to": (0 <= self.decay_to <= 1, "in [0, 1]"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise ValueError(f"{name} {getattr(self, name)} must be {allowed}")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        rise = min(1.0, (step + 1) / (self.warmup + 1))
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * rise * (self.decay_to + (1 - self.decay_to) * fall)
+Batch: TypeAlias = tuple[Tensor, Cond, Cond]
 
 
 @dataclass(frozen=True)
@@ -72,83 +35,217 @@ class Progress:
     loss: float
 
 
+class Trainable(Protocol):
+    """What `distill` trains: a LoRAAdapter or FullWeights."""
+
+    names: tuple[str, ...]
+    average: list[Tensor] | None
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+    def using(self, parameters: Sequence[Tensor] | None) -> AbstractContextManager[None]: ...
+
+
 def distill(
     model: Model,
-    adapter: LoRAAdapter,
-    batches: Iterable[Batch],
+    weights: Trainable,
+    batches: Callable[[int], Batch],
     config: DistillConfig,
     *,
     schedule: NoiseSchedule,
     prediction: Prediction = "epsilon",
     state: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
-    """Train `adapter` on `model` by LCD (Algorithm 1 of arXiv 2311.05556); a Progress after every step.
+    """Train `weights` of `model` by LCD or LCF; a Progress after every step. Stop iterating to stop the training.
 
-    model(x, t, cond) is the network with the adapter on it. `batches` yields (z, cond, uncond), see `lcd_loss`, and
-    may be endless; it is advanced past the steps already done. With `state`, a file, everything needed to go on is
-    saved every `save_every` steps and at the end, and a later call resumes from it. Where torch.distributed is
-    initialised, gradients are averaged over the processes.
+    model(x, t, cond, omega), see `losses`, is the network with the adapter on it or the weights in it. batches(step)
+    gives the step's (z, cond, uncond): latents (B, C, H, W) and tuples of tensors (B, ...); uncond may be () for lcf.
+    What was learned is in `weights` at every moment (`LoRAAdapter.vector`, `FullWeights.weights`).
+
+    state: a .safetensors file. Everything needed to go on is saved there every `save_every` steps, at the end and when
+        the training is left, by an error too; a later call goes on from it. All that is random in a step depends on
+        (seed, step), so the losses are those of an uninterrupted run, bit for bit.
+    accelerator: Hugging Face Accelerate's, in each process that `accelerate launch` (or `torchrun`) starts. A batch is
+        the batch of all processes: each takes its share of the rows, and gradients are averaged. Process 0 writes the
+        state, and every process must see it.
+
+    Logs a warning for a teacher that seems to be an LCM. FloatingPointError where loss or gradients are not finite:
+    the step is not made. ValueError for a batch or a state that does not fit, OSError for a state that can't be
+    written, ImportError for an optimizer whose package is missing.
     """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    parameters: list[Tensor] = list(adapter.parameters())
-    average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay, foreach=True
-    )
-    done = 0
-    if state is not None and state.exists():
-        saved = torch.load(state, weights_only=True)
-        adapter.load_state_dict(saved["adapter"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, done = saved["average"], saved["done"]
+    if state is not None and (state.suffix != ".safetensors" or not state.parent.is_dir()):
+        raise ValueError(f"state {state} must be a .safetensors file in a folder that exists")
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    parameters = list(weights.parameters())
+    device = parameters[0].device
+    if accelerator:
+        share_weights(parameters)
+    average: list[Tensor] | None = None
+    if config.target_decay is not None:
+        average = [p.detach().clone() for p in parameters]
+    weights.average = average
+    optimizer = make_optimizer(config, parameters)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "float16")
+    kept = (weights.names, parameters, average, optimizer, scaler)
+    done = load_state(state, config, *kept) if state is not None and state.exists() else 0
+    saved = done
+    loss_of = Objective(model, weights, config, schedule, prediction)
 
-    def teacher(x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-        with adapter.using(None):
-            return model(x, t, cond)
+    def save(step: int) -> None:
+        nonlocal saved
+        if state is not None and rank == 0 and step > saved:
+            save_state(state, step, config, *kept)
+            saved = step
 
-    def target(x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-        with adapter.using(parameters if config.target_decay is None else average):
-            return model(x, t, cond)
+    try:
+        for step in range(done, config.steps):
+            seed = (config.seed * 1_000_003 + step) * 1024 % 2**63
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed + rank)
+                z, cond, uncond = checked(batches(step), config, processes)
+                draw = draw_step(config, z, schedule.steps, torch.Generator().manual_seed(seed))
+                if step == 0:
+                    loss_of.warn(z, cond, draw)
+                share = len(z) // processes
+                loss = torch.zeros((), device=device)
+                for rows in torch.arange(rank * share, (rank + 1) * share).tensor_split(config.accumulate):
+                    part = slice(int(rows[0]), int(rows[-1]) + 1)
+                    part_loss = loss_of(z[part], cut(cond, part), cut(uncond, part), draw[part]) * (len(rows) / share)
+                    scaler.scale(part_loss).backward()
+                    loss += part_loss.detach()
+            if accelerator and processes > 1:
+                loss = average_gradients(accelerator, parameters, loss)
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            if not (loss.isfinite() and (norm.isfinite() or scaler.is_enabled())):
+                raise FloatingPointError(
+                    f"the loss is {loss.item():g} and its gradient's norm {norm.item():g} at step {step + 1}, which is "
+                    f"not made: the weights are those after step {step}, and so is the state if one is kept; "
+                    f"lower learning_rate {config.learning_rate:g}, or check the latents and the model's dtype"
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            if average is not None and config.target_decay is not None:
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, [*parameters], 1 - config.target_decay)
+            done = step + 1
+            if done % config.save_every == 0:
+                save(done)
+            yield Progress(done, config.steps, loss.item())
+    finally:
+        save(done)
 
-    for step, (z, cond, uncond) in zip(range(config.steps), batches, strict=False):
-        if step < done:
-            continue
-        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1024 + rank)
-        t, t_next = draw_timesteps(
-            len(z), links=config.links, train_steps=schedule.steps, on_grid=config.on_grid, generator=generator
-        )
-        low, high = config.omega
-        omega = low + (high - low) * torch.rand(len(z), generator=generator, dtype=torch.float64)
-        noise = torch.randn(z.shape, generator=generator).to(z)
-        loss = lcd_loss(
-            model, teacher, target, z, cond, uncond, t=t, t_next=t_next, omega=omega, noise=noise, schedule=schedule,
-            prediction=prediction, distance=lambda a, b: huber(a, b, config.huber_c),
+
+class Objective:
+    """The loss of a batch, with the student, the teacher and the target that the config asks for in one model."""
+
+    def __init__(
+        self, model: Model, weights: Trainable, config: DistillConfig, schedule: NoiseSchedule, prediction: Prediction
+    ):
+        self.model, self.weights, self.config = model, weights, config
+        self.schedule, self.prediction = schedule, prediction
+        self.distance = distance_of(config.distance, config.huber_c)
+
+    def __call__(self, z: Tensor, cond: Cond, uncond: Cond, draw: Draw) -> Tensor:
+        schedule, prediction, distance = self.schedule, self.prediction, self.distance
+        if self.config.objective == "lcf":
+            return lcf_loss(
+                self.student, self.target, z, cond, draw, schedule=schedule, prediction=prediction, distance=distance
+            )
+        return lcd_loss(
+            self.student, self.teacher, self.target, z, cond, uncond, draw, schedule=schedule, prediction=prediction,
+            solver=SOLVERS[self.config.solver], distance=distance,
         )  # fmt: skip
-        if not torch.isfinite(loss):
-            remedy = f"lower learning_rate {config.learning_rate:g}"
-            raise ValueError(f"the loss is {loss.item()} at step {step + 1}; {remedy}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if processes > 1:
-            average_gradients(parameters, processes)
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
-        optimizer.step()
-        if config.target_decay is not None:
-            with torch.no_grad():
-                torch._foreach_lerp_(average, parameters, 1 - config.target_decay)
-        if state is not None and rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            part = state.with_suffix(".part")
-            saved = {"adapter": adapter.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            torch.save({**saved, "done": step + 1}, part)
-            os.replace(part, state)
-        yield Progress(step + 1, config.steps, loss.item())
+
+    def student(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        dtype = getattr(torch, self.config.autocast or "float32")
+        with torch.autocast(x.device.type, dtype, enabled=self.config.autocast is not None):
+            output = self.model(x, t.to(x.device), cond, None if omega is None else omega.to(x.device))
+        return output.to(x.dtype)
+
+    def teacher(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        with self.weights.using(None):
+            return self.student(x, t, cond, omega)
+
+    def target(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        if self.weights.average is None:
+            return self.student(x, t, cond, omega)
+        with self.weights.using(self.weights.average):
+            return self.student(x, t, cond, omega)
+
+    def warn(self, z: Tensor, cond: Cond, draw: Draw) -> None:
+        """Log a warning if the teacher of an LCD seems to be an LCM."""
+        if self.config.objective == "lcd" and already_consistent(
+            self.teacher, z, cond, draw.noise, schedule=self.schedule, prediction=self.prediction
+        ):
+            log.warning("the teacher draws a picture in one step: it seems to be an LCM, or to have an LCM-LoRA on it")
 
 
-def average_gradients(parameters: list[Tensor], processes: int) -> None:
-    """Replace every gradient by its mean over the processes of torch.distributed, in one exchange."""
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    dist.all_reduce(flat)
-    for p, part in zip(parameters, (flat / processes).split([p.numel() for p in parameters]), strict=True):
-        p.grad = part.view_as(p)
+def draw_step(config: DistillConfig, z: Tensor, train_steps: int, generator: torch.Generator) -> Draw:
+    """Timesteps, ω and noise for the latents z of a step."""
+    t, t_next = draw_timesteps(
+        len(z), links=config.links, train_steps=train_steps, on_grid=config.on_grid, generator=generator
+    )
+    low, high = config.omega
+    omega = low + (high - low) * torch.rand(len(z), generator=generator, dtype=torch.float64)
+    return Draw(t, t_next, omega, torch.randn(z.shape, generator=generator).to(z))
+
+
+def make_optimizer(config: DistillConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW with betas .9 and .999; adamw8bit keeps its state in 8 bits, and is an ImportError without bitsandbytes."""
+    rate, betas, decay = config.learning_rate, (0.9, 0.999), config.weight_decay
+    if config.optimizer == "adamw":
+        fused = parameters[0].device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError("optimizer adamw8bit needs bitsandbytes (pip install bitsandbytes); or use adamw") from error
+    return AdamW8bit(parameters, lr=rate, betas=betas, weight_decay=decay)
+
+
+def checked(batch: Batch, config: DistillConfig, processes: int) -> Batch:
+    """The batch in float32 or wider. ValueError if it is empty, uneven or can't be shared; lcf loses its uncond."""
+    z, cond, uncond = batch
+    if len(z) == 0:
+        raise ValueError("the batch has no latents; give at least one for each process")
+    if config.objective == "lcf":
+        uncond = ()
+    for c in (*cond, *uncond):
+        if len(c) != len(z):
+            raise ValueError(f"{len(z)} latents, but conditioning for {len(c)}; give one to each latent")
+    shapes = [[tuple(c.shape[1:]) for c in each] for each in (cond, uncond)]
+    if config.objective == "lcd" and shapes[0] != shapes[1]:
+        raise ValueError(f"conditioning of shapes {shapes[0]}, but {shapes[1]} without prompt; pad the shorter one")
+    if len(z) % processes or len(z) // processes < config.accumulate:
+        raise ValueError(
+            f"a batch of {len(z)} can't be shared by {processes} processes and worked through in {config.accumulate} "
+            f"parts; use a multiple of {processes}, at least {processes * config.accumulate}"
+        )
+    return z.to(torch.promote_types(z.dtype, torch.float32)), cond, uncond
+
+
+def cut(cond: Cond, rows: slice) -> Cond:
+    return tuple(c[rows] for c in cond)
+
+
+def share_weights(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process of Accelerate the parameters of process 0."""
+    from accelerate.utils import broadcast
+
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(broadcast(p.detach().clone()))
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+    """Replace every gradient by its mean over the processes, in one exchange; returns the mean of the losses ()."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = accelerator.reduce(torch.cat([*(g.flatten() for g in grads), loss.reshape(1)]), reduction="mean")
+    *parts, mean = flat.split([*(g.numel() for g in grads), 1])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+    return mean.reshape(())
