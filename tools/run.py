@@ -23,6 +23,7 @@ from setup_env import (
     WORK,
     StepError,
     ensure_base,
+    ensure_chromium,
     ensure_comfyui,
     ensure_venv,
     user_python,
@@ -141,6 +142,7 @@ def main() -> None:
         "LCM_HOST_ARGS": shlex.join(extra),
     }
     if arguments.command == "test":
+        ensure_chromium()
         test(arguments.pytest, host)
     replace_by([python, str(ROOT / "tools" / "demo.py")], host)
 

@@ -117,6 +117,20 @@ def ensure_venv() -> None:
     write_stamp(VENV, wanted)
 
 
+def ensure_chromium() -> None:
+    """A browser for the browser tests: one that is there, Debian's as root, else Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if "CHROMIUM" in os.environ or any(map(shutil.which, names)):
+        return
+    remedy = "install Chromium or Google Chrome, or set CHROMIUM to a browser's executable, then run the same again"
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        run_step("update the package list", ["apt-get", "update", "-qq"], remedy)
+        packages = ["chromium", "fonts-wqy-microhei"]
+        run_step("install chromium", ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], remedy)
+    else:
+        run_step("install chromium", [venv_python(), "-m", "playwright", "install", "chromium"], remedy)
+
+
 def remove_tree(folder: Path) -> None:
     """Rename, then delete: a kill half-way leaves nothing under the name that counts."""
     doomed = folder.with_name(f"{folder.name}.old")
@@ -154,7 +168,7 @@ def ensure_comfyui() -> None:
 
 
 def ensure_base(python: str) -> None:
-    """The base folder in .host/base: models, this repository among the custom nodes, the pocket model's files."""
+    """The base folder in .host/base: models, this repository among the custom nodes, the templates' pictures."""
     checkpoints, loras = BASE / "models" / "checkpoints", BASE / "models" / "loras"
     for folder in (checkpoints, loras, *(BASE / name for name in ("input", "output", "temp", "user", "custom_nodes"))):
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +177,8 @@ def ensure_base(python: str) -> None:
         if link.is_symlink():
             link.unlink()
         link_folder(link)
+    for picture in (ROOT / "workflows" / "inputs").iterdir():
+        shutil.copyfile(picture, BASE / "input" / picture.name)
     run_step(
         "assemble the pocket model",
         [python, "-m", "pocket.assemble", "--checkpoints", str(checkpoints), "--loras", str(loras)],

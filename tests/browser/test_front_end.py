@@ -1,0 +1,174 @@
+"""The pack in the host's own front end, as a user opens it: templates, help, Chinese, errors, saved pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from front_end import JPEG, FrontEnd
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+@pytest.fixture(scope="module")
+def descriptions(host) -> dict[str, dict]:
+    """The pack's nodes as the host describes them."""
+    return {key: node for key, node in host.object_info().items() if key.startswith("LCMLoRA_")}
+
+
+@pytest.fixture(scope="module")
+def hovered() -> set[str]:
+    """The node types whose tooltips were seen."""
+    return set()
+
+
+def inputs(description: dict) -> dict[str, tuple[str, dict]]:
+    """name → (type, options) of a node's inputs."""
+    groups = (description["input"].get(group, {}) for group in ("required", "optional"))
+    return {
+        name: ("COMBO" if isinstance(spec[0], list) else spec[0], spec[1] if len(spec) > 1 else {})
+        for group in groups
+        for name, spec in group.items()
+    }
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def node_of(front: FrontEnd, node_type: str) -> str:
+    return next(node["id"] for node in front.ask("probe.own()") if node["type"] == node_type)
+
+
+def check_own_nodes(
+    front: FrontEnd, descriptions: dict[str, dict], titles: dict[str, str | None], hovered: set[str]
+) -> None:
+    """The pack's nodes have their titles and a widget for each value, and the tooltips that the host describes."""
+    own = front.ask("probe.own()")
+    assert own, "none of the pack's nodes is on the canvas"
+    for node in own:
+        described = inputs(descriptions[node["type"]])
+        assert node["title"] == (titles[node["id"]] or descriptions[node["type"]]["display_name"])
+        values = {
+            name for name, (kind, options) in described.items() if kind in WIDGETS and not options.get("forceInput")
+        }
+        assert values <= set(node["widgets"])
+        if node["type"] in hovered:
+            continue
+        hovered.add(node["type"])
+        assert front.tooltip(node["id"], "title") == descriptions[node["type"]]["description"]
+        for name in [*node["slots"][:1], *[name for name in node["drawn"] if name in described][:2]]:
+            assert front.tooltip(node["id"], name) == described[name][1]["tooltip"]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template(path, front, descriptions, hovered):
+    template = load(path)
+    count = len(template["nodes"])
+    front.open_template(path.stem, count)
+    assert front.dialog.count() + front.toasts.count() == 0, front.dialog.or_(front.toasts).all_inner_texts()
+    unknown = front.ask("probe.unknown()")
+    assert not unknown, "\n".join(unknown)
+    check_own_nodes(front, descriptions, {str(node["id"]): node.get("title") for node in template["nodes"]}, hovered)
+    assert front.export_api() == load(ROOT / "workflows" / "api" / path.name)
+
+    front.fit_view()
+    saved = front.workflow()
+    before = {node: front.picture_of(node) for node in front.ask("probe.outputs()")}
+    assert front.run() == "success", front.dialog.all_inner_texts()
+    pictures = front.pictures()
+    assert pictures, "the run left no picture on the canvas"
+    for shown in pictures:
+        assert not same(before[shown["id"]], front.picture_of(shown["id"])), "the canvas does not show the picture"
+    front.keep(path.stem, front.picture_of(**JPEG))
+    defects = front.ask("probe.defects()")
+
+    file = pictures[0]["files"][0]
+    front.drop(file["filename"], front.download(file), count)
+    assert front.workflow() == saved
+    assert not front.errors + defects, "\n".join(front.errors + defects)
+
+
+def same(one: bytes, other: bytes) -> bool:
+    """Whether less than 1% of two screenshots' pixels differ."""
+    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16) for data in (one, other))
+    return a.shape == b.shape and (np.abs(a - b).max(-1) > 16).mean() < 0.01
+
+
+def test_chinese(front, descriptions):
+    """The language is chosen in the settings; names of the nodes come from locales/zh after the next load."""
+    file = ROOT / "locales" / "zh" / "nodeDefs.json"
+    assert file.exists(), f"{file.relative_to(ROOT)} is not there"
+    chinese = load(file)
+    assert chinese.keys() >= descriptions.keys()
+    names = {node: chinese[node]["display_name"] for node in descriptions}
+    try:
+        front.choose_setting("Comfy.Locale", "中文")
+        front.load()
+        title = front.ask("LiteGraph.registered_node_types.LCMLoRA_Sampler.title")
+        assert title == names["LCMLoRA_Sampler"], "front end 1.32 forgets the translations of node packs; use 1.33.14"
+        front.add_by_search(names["LCMLoRA_Sampler"])
+        (node,) = front.ask("probe.own()")
+        assert (node["type"], node["title"]) == ("LCMLoRA_Sampler", names["LCMLoRA_Sampler"])
+        front.search_library("LCMLoRA_")
+        for name in names.values():
+            front.found_in_library(name).wait_for()
+        front.keep("chinese")
+        front.open_help_in_library(names["LCMLoRA_Sampler"])
+        check_help(front, "LCMLoRA_Sampler/zh")
+    finally:
+        front.set("Comfy.Locale", "en")
+        front.load()
+
+
+def test_help_page_of_a_node_on_the_canvas(front):
+    open_first_template(front)
+    node = node_of(front, "LCMLoRA_Sampler")
+    front.click(node, "title")
+    front.page.get_by_test_id("info-button").click()
+    check_help(front, "LCMLoRA_Sampler")
+    front.keep("help")
+
+
+def test_help_page_of_every_node_in_the_library(front, descriptions):
+    front.search_library("LCMLoRA_")
+    for node, description in descriptions.items():
+        front.open_help_in_library(description["display_name"])
+        check_help(front, node)
+        front.page.locator(".sidebar-content-container .pi-arrow-left").click()
+
+
+def check_help(front: FrontEnd, page: str) -> None:
+    """The help page that is open is web/docs/<page>.md, and its pictures are there."""
+    file = ROOT / "web" / "docs" / f"{page}.md"
+    assert file.exists(), f"{file.relative_to(ROOT)} is not there"
+    title = file.read_text(encoding="utf-8").splitlines()[0]
+    assert title.startswith("# "), f"{file.name} does not begin with a heading"
+    help_page = front.page.locator(".node-help-content .markdown-content")
+    help_page.get_by_role("heading", name=title.removeprefix("# "), exact=True).first.wait_for()
+    front.page.wait_for_function(
+        "[...document.querySelectorAll('.node-help-content img')].every((image) => image.complete)"
+    )
+    missing = "images => images.filter((image) => !image.naturalWidth).map((image) => image.src)"
+    assert help_page.locator("img").evaluate_all(missing) == []
+
+
+def open_first_template(front: FrontEnd) -> None:
+    front.open_template("lcm_lora_txt2img", len(load(ROOT / "workflows" / "lcm_lora_txt2img.json")["nodes"]))
+
+
+def test_bad_value_shows_our_message(front):
+    open_first_template(front)
+    front.type_into(node_of(front, "LCMLoRA_Sampler"), "timesteps", "1, 2")
+    front.press_run()
+    report = front.page.locator(".comfy-error-report")
+    report.wait_for()
+    assert "timestep 2 follows 1; give the timesteps in descending order" in report.inner_text()
+    front.keep("bad_value")
+    front.close_dialog()

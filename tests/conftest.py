@@ -1,0 +1,39 @@
+"""One real ComfyUI process for the host tests and the browser tests."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.comfy_client import Client
+from tools.host_process import HostProcess
+
+SETTINGS = ("LCM_HOST_DIR", "LCM_HOST_PYTHON", "LCM_HOST_BASE")
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """The host's base directory."""
+    missing = [name for name in SETTINGS if name not in os.environ]
+    if missing:
+        pytest.fail(f"{', '.join(missing)} not set: run the host tests with `python tools/run.py test`", pytrace=False)
+    return Path(os.environ["LCM_HOST_BASE"])
+
+
+@pytest.fixture(scope="session")
+def host(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a ComfyUI process that lives as long as the session and writes into a temporary folder."""
+    folder = tmp_path_factory.mktemp("host")
+    arguments = ["--preview-method", "latent2rgb", *shlex.split(os.environ.get("LCM_HOST_ARGS", ""))]
+    for name in ("output", "temp", "user"):
+        (folder / name).mkdir()
+        arguments += [f"--{name}-directory", str(folder / name)]
+    arguments += ["--database-url", f"sqlite:///{folder.as_posix()}/comfyui.db"]
+    comfyui, python = Path(os.environ["LCM_HOST_DIR"]), os.environ["LCM_HOST_PYTHON"]
+    with HostProcess(comfyui, python, base, base.parent / "logs" / "test.log", arguments) as process:
+        process.wait_ready()
+        yield Client(process.url)
