@@ -1,4 +1,4 @@
-"""The command line: `lcm-lora merge | extract | resize | inspect | convert`, arithmetic on LoRA files.
+"""The command line: `lcm-lora merge | extract | resize | inspect | convert | distill`.
 
 A command is an entry of COMMANDS: what adds its arguments, and a function of them that does the work and returns a
 dict. `main` prints that dict, as aligned text or as JSON, and turns errors into one line and an exit code: 0 done,
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,13 @@ def inspect(args: argparse.Namespace) -> Result:
     return result
 
 
+def distill(args: argparse.Namespace) -> Result:
+    from .distill.command import run
+
+    check_output(args, [])
+    return run(args, partial(progress, args))
+
+
 def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "expression",
@@ -191,6 +199,30 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="file", help="LoRA files; of two or more also their cosines")
 
 
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, help="the teacher: a folder in diffusers' layout, or a .safetensors checkpoint"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="a folder of pictures with captions, name.txt beside each or metadata.jsonl")
+    source.add_argument("--prompts", help="a text file, a prompt a line: the teacher draws the pictures itself")
+    parser.add_argument("-o", "--out", dest="output", required=True, help="the LoRA to write, .safetensors")
+    parser.add_argument("--config", help="a TOML file of settings: those below and DistillConfig's")
+    parser.add_argument("--rank", type=int, help="rank of the LoRA (default 64)")
+    parser.add_argument("--batch", type=int, help="latents a step, over all processes (default 4)")
+    parser.add_argument("--size", type=int, help="side in pixels of a square with the pictures' area (default 512)")
+    parser.add_argument("--steps", type=int, help="training steps (default 1000)")
+    parser.add_argument("--learning-rate", dest="learning_rate", type=float, help="of AdamW (default 1e-4)")
+    parser.add_argument("--seed", type=int, help="fixes everything random (default 0)")
+    parser.add_argument("--teacher-steps", type=int, default=25, help="DDIM steps of --prompts' pictures (default 25)")
+    parser.add_argument("--device", help="such as cuda or cpu (default: cuda if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights (default float32)")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory for a third more time")
+    parser.add_argument("--state", help="where the training's state is kept (default: beside the output)")
+    parser.add_argument("--resume", action="store_true", help="go on from the state")
+    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
+
+
 def _add_limits(parser: argparse.ArgumentParser, without: str) -> None:
     parser.add_argument("--rank", type=int, help="the largest rank of a module")
     parser.add_argument(
@@ -225,6 +257,7 @@ COMMANDS: dict[str, Command] = {
     "resize": Command("Lowers the rank of a LoRA, and says how far that is from it.", _add_resize, resize),
     "inspect": Command("Says what is in LoRA files, and how alike they are.", _add_inspect, inspect),
     "convert": Command("Writes a LoRA in other names or another precision, LoHa and LoKr too.", _add_convert, convert),
+    "distill": Command("Makes an LCM-LoRA of a Stable Diffusion checkpoint.", _add_distill, distill),
 }
 
 
@@ -477,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = 1, f"{error.name} is not installed; run pip install 'lcm-lora[cli]'"
     except OSError as error:
         code, message = 1, f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except ValueError as error:
+    except (ValueError, FloatingPointError, ImportError) as error:
         code, message = 1, str(error)
     if code:
         message = " ".join(message.split())

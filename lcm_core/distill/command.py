@@ -1,0 +1,120 @@
+"""`lcm-lora distill`: an LCM-LoRA of a checkpoint, from pictures with captions or from prompts alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from .adapters import checkpointed, inject_lora
+from .config import DistillConfig
+from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
+from .pipeline import Teacher, load_teacher, read_prompts
+from .trainer import distill
+
+Bars: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
+    """Distils as the arguments of `lcm-lora distill` say, and returns what the command prints.
+
+    progress(what) is a context that gives report(done, total). Errors are those of the parts.
+    """
+    settings, config = settings_of(args)
+    state = Path(args.state or Path(args.output).with_suffix(".state.safetensors"))
+    if state.exists() and not args.resume:
+        raise ValueError(f"{state} is the state of an earlier training; go on from it with --resume, or delete it")
+    accelerator = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=args.device == "cpu")
+    device = str(accelerator.device) if accelerator else args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(Path(args.checkpoint), device, getattr(torch, args.dtype))
+    examples = examples_of(args, teacher, settings, config.seed, progress)
+    torch.manual_seed(config.seed)
+    adapter = inject_lora(teacher.unet, rank=settings["rank"], clamp=True)
+    steps = distill(
+        teacher, adapter, examples, config, schedule=teacher.schedule, prediction=teacher.prediction, state=state,
+        accelerator=accelerator,
+    )  # fmt: skip
+    losses = []
+    with progress("distil") as report, checkpointed(teacher.unet) if args.checkpointing else nullcontext():
+        for done in steps:
+            losses.append(done.loss)
+            report(done.step, done.steps)
+    adapter.remove()
+    vector = adapter.vector()
+    if accelerator is None or accelerator.is_main_process:
+        vector.save(args.output, "kohya", torch.float16)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {
+        "output": args.output,
+        "steps": config.steps,
+        "resumed_after": config.steps - len(losses) or None,
+        "examples": len(examples.latents),
+        "loss": sum(tail) / len(tail) if tail else None,
+        "modules": len(vector),
+        "rank": vector.rank,
+        "parameters": vector.parameters,
+        "state": str(state),
+    }
+
+
+def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig]:
+    """(rank, batch and size, the trainer's config) from the TOML file, the command line's own values before it."""
+    given: dict[str, Any] = {}
+    if args.config:
+        try:
+            import tomllib
+        except ModuleNotFoundError as error:
+            raise ValueError("a TOML file needs Python 3.11; give the settings on the command line") from error
+        with open(args.config, "rb") as file:
+            given = tomllib.load(file)
+    own = {"rank": 64, "batch": 4, "size": 512}
+    known = [field.name for field in fields(DistillConfig)]
+    for name, value in vars(args).items():
+        if (name in own or name in known) and value is not None:
+            given[name] = value
+    unknown = [name for name in given if name not in own and name not in known]
+    if unknown:
+        raise ValueError(f"{args.config} has {', '.join(unknown)}; the settings are {', '.join([*own, *known])}")
+    if "omega" in given:
+        given["omega"] = tuple(given["omega"])
+    return {name: int(given.pop(name, default)) for name, default in own.items()}, DistillConfig(**given)
+
+
+def examples_of(
+    args: argparse.Namespace, teacher: Teacher, settings: Mapping[str, int], seed: int, progress: Bars
+) -> Examples:
+    """The latents and conditions of a folder of pictures, or of what the teacher draws for a file of prompts."""
+    square = (settings["size"], settings["size"])
+    uncond = teacher.conditions("", square, empty=True)
+    if args.data:
+        pictures = read_folder(Path(args.data))
+        sizes = bucket_sizes(square[0] * square[1], 8 * teacher.cell)
+        cond = [teacher.conditions(picture.caption, bucket_of(picture.size, sizes)) for picture in pictures]
+        with progress("encode") as report:
+            latents = []
+            for latent in encode_pictures(pictures, teacher.encode, sizes):
+                latents.append(latent)
+                report(len(latents), len(pictures))
+        return Examples(latents, cond, uncond, settings["batch"], seed)
+    cond = [teacher.conditions(prompt, square) for prompt in read_prompts(Path(args.prompts))]
+    side = settings["size"] // teacher.cell
+    latents = []
+    with progress("draw") as report:
+        for i, each in enumerate(cond):
+            given, without = (tuple(c[None] for c in both) for both in (each, uncond))
+            latents += sample_latents(
+                teacher, given, without, (teacher.channels, side, side), schedule=teacher.schedule,
+                prediction=teacher.prediction, steps=args.teacher_steps, seed=seed, first=i,
+            )  # fmt: skip
+            report(i + 1, len(cond))
+    return Examples(latents, cond, uncond, settings["batch"], seed)

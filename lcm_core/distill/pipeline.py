@@ -1,0 +1,115 @@
+"""A Stable Diffusion checkpoint through diffusers, as `distill` takes it: the teacher of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..consistency import Prediction
+from ..lora.files import open_safetensors
+from ..schedule import NoiseSchedule
+from .losses import Cond
+
+NAMES = ("encoder_hidden_states", "text_embeds", "time_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """model(x, t, cond, omega) of `losses` over a diffusers pipeline of Stable Diffusion 1.x, 2.x or SDXL."""
+
+    pipeline: Any
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.pipeline.unet
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(self.pipeline.scheduler.alphas_cumprod)
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.pipeline.scheduler.config.prediction_type
+
+    @property
+    def two_encoders(self) -> bool:
+        return getattr(self.pipeline, "text_encoder_2", None) is not None
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return self.pipeline.unet.config.in_channels
+
+    @property
+    def cell(self) -> int:
+        """How many pixels a latent's pixel is wide."""
+        return self.pipeline.vae_scale_factor
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        dtype = self.pipeline.unet.dtype
+        context, *added = (c.to(dtype) for c in cond)
+        more = {"added_cond_kwargs": dict(zip(NAMES[1:], added, strict=True))} if added else {}
+        return self.pipeline.unet(x.to(dtype), t, encoder_hidden_states=context, **more).sample.to(x.dtype)
+
+    @torch.no_grad()
+    def conditions(self, prompt: str, size: tuple[int, int], *, empty: bool = False) -> Cond:
+        """Tensors without a batch axis for a prompt and a picture's size (width, height).
+
+        `empty` is the unconditional one: the encoded "" for Stable Diffusion, zeros for SDXL.
+        """
+        device = self.pipeline.unet.device
+        if not self.two_encoders:
+            return (self.pipeline.encode_prompt(prompt, device, 1, False)[0][0],)
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
+        if empty:
+            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+        width, height = size
+        return embeds[0], pooled[0], torch.tensor([height, width, 0, 0, height, width], device=device)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The latent (1, C, H, W), float32, of a picture (1, 3, height, width) in [0, 1]."""
+        vae = self.pipeline.vae
+        latent = vae.encode((2 * pixels - 1).to(vae.device, vae.dtype)).latent_dist.mean
+        return latent.float() * vae.config.scaling_factor
+
+
+def load_teacher(checkpoint: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
+    """A folder in diffusers' layout, or a single .safetensors file, whose family's configuration diffusers then gets.
+
+    ImportError without diffusers, FileNotFoundError without checkpoint, ValueError for what is no such checkpoint.
+    """
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{checkpoint} does not exist; give a diffusers folder or a .safetensors checkpoint")
+    pipeline: Any
+    if checkpoint.is_dir():
+        if not (checkpoint / "model_index.json").is_file():
+            raise ValueError(f"{checkpoint} has no model_index.json; give a folder that diffusers saved a pipeline in")
+        pipeline = DiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
+    else:
+        with open_safetensors(checkpoint) as file:
+            xl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
+        family = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+        pipeline = family.from_single_file(str(checkpoint))
+    kind = type(pipeline).__name__
+    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        raise ValueError(f"{checkpoint} is a {kind}; Stable Diffusion 1.x, 2.x and SDXL can be distilled")
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if part is not None:
+            part.requires_grad_(False).eval()
+    return Teacher(pipeline.to(device, dtype))
+
+
+def read_prompts(path: Path) -> Sequence[str]:
+    """The lines of a text file that are not blank. ValueError if there are none."""
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} has no prompts; write one a line")
+    return prompts

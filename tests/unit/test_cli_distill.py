@@ -1,0 +1,125 @@
+"""`lcm-lora distill` on a tiny Stable Diffusion that diffusers saved."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lcm_core import cli
+from lcm_core.distill.pipeline import load_teacher
+from lcm_core.lora import LoRAVector
+
+SMALL = ["--rank", "4", "--batch", "2", "--size", "64", "--steps", "3", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder in diffusers' layout: latents of 8 pixels' width, words of one letter."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    words = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in "abcdefgh")]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<|endoftext|>", model_max_length=8
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures with captions, two of one size."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in {"a": (64, 64), "b": (64, 64), "c": (64, 128)}.items():
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(name)
+    return folder
+
+
+def run(capsys, *arguments):
+    code = cli.main(["distill", *map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_teacher_is_the_pipeline(checkpoint):
+    """Its guided prediction and its latents are those that diffusers' own pipeline works with."""
+    teacher = load_teacher(checkpoint)
+    pipeline = teacher.pipeline
+    cond, uncond = (teacher.conditions(text, (64, 64))[0][None] for text in ("a b", ""))
+    expected, empty = pipeline.encode_prompt("a b", "cpu", 1, True)
+    torch.testing.assert_close(torch.cat([cond, uncond]), torch.cat([expected, empty]))
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    torch.testing.assert_close(teacher(x, t, (cond,), None), pipeline.unet(x, t, expected).sample)
+    assert (teacher.prediction, teacher.cell, teacher.channels) == ("epsilon", 8, 4)
+    assert teacher.schedule.alpha(500) == pytest.approx(float(pipeline.scheduler.alphas_cumprod[500].sqrt()))
+    assert teacher.encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+
+
+def test_pictures_make_a_lora_that_diffusers_loads(checkpoint, pictures, tmp_path, capsys):
+    out = tmp_path / "lcm.safetensors"
+    code, result = run(capsys, "--checkpoint", checkpoint, "--data", pictures, "--out", out, *SMALL)
+    assert code == 0 and (result["examples"], result["steps"], result["rank"]) == (3, 3, 4)
+    vector = LoRAVector.load(out)
+    assert vector.norm() > 0 and len(vector) == result["modules"]
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
+    pipeline.load_lora_weights(str(out))
+    assert sum("lora_A" in name for name, _ in pipeline.unet.named_modules() if name.endswith("lora_A")) == len(vector)
+
+
+def test_a_training_goes_on_from_its_state(checkpoint, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a b\n\nc\n")
+    (tmp_path / "settings.toml").write_text("rank = 4\nbatch = 2\nsize = 64\nsteps = 2\nomega = [1.0, 2.0]\n")
+    source = ["--checkpoint", checkpoint, "--prompts", tmp_path / "prompts.txt", "--teacher-steps", 2]
+    source += ["--config", tmp_path / "settings.toml", "--device", "cpu"]
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    assert run(capsys, *source, "--out", whole, "--steps", 4)[0] == 0
+    assert run(capsys, *source, "--out", parts)[1]["steps"] == 2
+    code, result = run(capsys, *source, "--out", parts, "--steps", 4, "--force")
+    assert code == 1 and "go on from it with --resume" in result["error"]
+    result = run(capsys, *source, "--out", parts, "--steps", 4, "--force", "--resume")[1]
+    assert (result["steps"], result["resumed_after"]) == (4, 2)
+    assert (LoRAVector.load(whole) - LoRAVector.load(parts)).norm() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "nowhere", "--prompts", "p.txt"], "nowhere does not exist"),
+        (["--checkpoint", ".", "--prompts", "p.txt"], "no model_index.json"),
+        (["--checkpoint", ".", "--prompts", "p.txt", "--config", "bad.toml"], "bad.toml has speed; the settings are"),
+        (["--checkpoint", ".", "--prompts", "p.txt", "--learning-rate", "3"], "learning_rate 3.0 must be"),
+    ],
+)
+def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a")
+    (tmp_path / "bad.toml").write_text("speed = 3\n")
+    code, result = run(capsys, *arguments, "--out", "lcm.safetensors", "--device", "cpu")
+    assert code == 1 and said in result["error"]
+    assert not (tmp_path / "lcm.safetensors").exists()
