@@ -130,7 +130,7 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     or of which a module has another size than the model's.
     """
     check_finite(strength=strength)
-    adapters = native_adapters(lora)
+    adapters = lora if isinstance(lora, LoRATensors) else native_adapters(lora)
     sizes = adapter_sizes(adapters)
     host = type(model.model.model_config).__name__
     both = f"{source} is for {architecture(sizes, getattr(lora, 'metadata', {}))} and the model is {host}"
