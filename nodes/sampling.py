@@ -49,7 +49,8 @@ class LCMSampler(io.ComfyNode):
             display_name="LCM Sampler",
             category="LCM-LoRA",
             description="Few-step sampling of a latent consistency model, exact to the paper: x ← f_θ(x, t), then "
-            "noise of the next timestep. Use it after Load LCM-LoRA, at 1–8 steps and cfg 1.",
+            "noise of the next timestep. Use it after Load LCM-LoRA, at 1–8 steps and cfg 1, for text to image, image "
+            "to image and inpainting.",
             inputs=[
                 io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
@@ -182,8 +183,9 @@ class StreamBatch(io.ComfyNode):
             node_id="LCMLoRA_StreamBatch",
             display_name="LCM Stream Batch",
             category="LCM-LoRA",
-            description="LCM Sampler for a sequence of frames, one UNet evaluation a frame: each evaluation is a batch "
-            "of successive frames at successive timesteps. The frames are those that LCM Sampler makes one by one.",
+            description="LCM Sampler for a sequence of frames or a video, one UNet evaluation a frame: each evaluation "
+            "is a batch of successive frames at successive timesteps. The frames are those that LCM Sampler makes one "
+            "by one.",
             inputs=[
                 io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM."),
                 io.Conditioning.Input("positive", tooltip="What the frames should show, one prompt for all."),

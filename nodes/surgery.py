@@ -31,8 +31,8 @@ class Compress(io.ComfyNode):
             node_id="LCMLoRA_Compress",
             display_name="Compress LoRA Vector",
             category=CATEGORY,
-            description="The nearest vector of lower rank: the least ‖τ − τ'‖ with rank ΔW' ≤ rank, module by module. "
-            "At rank 0 and energy 1 only what is redundant goes, as after a sum, and τ' = τ.",
+            description="Resizes a LoRA to the nearest vector of lower rank: the least ‖τ − τ'‖ with rank ΔW' ≤ rank, "
+            "module by module. At rank 0 and energy 1 only what is redundant goes, as after a sum, and τ' = τ.",
             inputs=[vector_input("lora", "The vector to make smaller."), RANK, ENERGY],
             outputs=vector_outputs(),
         )
@@ -103,7 +103,8 @@ class BlockWeights(io.ComfyNode):
             node_id="LCMLoRA_BlockWeights",
             display_name="LoRA Block Weights",
             category=CATEGORY,
-            description="ΔW' = w_block·ΔW: weights by block of the UNet, or by any pattern of module names.",
+            description="ΔW' = w_block·ΔW: a LoRA's weights by block of the UNet (LBW), or by any pattern of module "
+            "names.",
             inputs=[
                 vector_input("lora", "The vector to weight."),
                 io.String.Input("weights", default="IN*: 1\nM00: 1\nOUT*: 1", multiline=True, dynamic_prompts=False,

@@ -22,8 +22,8 @@ class Sweep(io.ComfyNode):
             node_id="LCMLoRA_Sweep",
             display_name="λ Sweep",
             category=CATEGORY,
-            description="All pairs (λ₁, λ₂) of two lists. Link them to LoRA Vector Arithmetic, and what follows it "
-            "runs once for each τ' = λ₁·a + λ₂·b.",
+            description="All pairs (λ₁, λ₂) of two lists, for an XY plot. Link them to LoRA Vector Arithmetic, and "
+            "what follows it runs once for each τ' = λ₁·a + λ₂·b.",
             inputs=[
                 lambda_input("lambda_1", "0, 0.4, 0.8", "The values of λ₁, one for each row of the grid."),
                 lambda_input("lambda_2", "0, 0.5, 1", "The values of λ₂, one for each column of the grid."),

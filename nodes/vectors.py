@@ -98,8 +98,8 @@ class Arithmetic(io.ComfyNode):
             node_id="LCMLoRA_Arithmetic",
             display_name="LoRA Vector Arithmetic",
             category=CATEGORY,
-            description="τ' = λ₁·a + λ₂·b (+ λ₃·c), exact for any ranks and alphas. The paper's style mix is "
-            "0.8·style + 1.0·LCM.",
+            description="Merges LoRAs: τ' = λ₁·a + λ₂·b (+ λ₃·c), exact for any ranks and alphas. The paper's style "
+            "mix is 0.8·style + 1.0·LCM.",
             inputs=[
                 vector_input("a", "The first vector, the style in the paper's mix."),
                 weight_input("lambda_1", 0.8, "λ₁, the weight of a."),
@@ -129,8 +129,8 @@ class Expression(io.ComfyNode):
             node_id="LCMLoRA_Expression",
             display_name="LoRA Expression",
             category=CATEGORY,
-            description="τ' = Σ λᵢ·τᵢ as a text, such as 0.8*style + 1.0*lcm - 0.3*detail, exact for any ranks and "
-            "alphas. The names a, b, c, d are the inputs, others are files of models/loras.",
+            description="Merges LoRAs as a text says: τ' = Σ λᵢ·τᵢ, such as `0.8*style + 1.0*lcm - 0.3*detail`, exact "
+            "for any ranks and alphas. The names a, b, c, d are the inputs, others are files of models/loras.",
             inputs=[
                 io.String.Input("expression", default="0.8*a + 1.0*b", multiline=True, dynamic_prompts=False,
                                 tooltip="Numbers, names, + - * / and parentheses. A file's name may do without folder "
@@ -187,9 +187,10 @@ class Combine(io.ComfyNode):
             node_id="LCMLoRA_Combine",
             display_name="Combine LoRA Vectors",
             category=CATEGORY,
-            description="sum: τ' = Σ wᵢ·τᵢ. project_out: w_a·(a − w_b·p), p being a's part along b. slerp: the arc "
-            "from w_a·a to w_b·b. magnitude_prune: Σ wᵢ·(the largest values of τᵢ). ties: those, then the mean of the "
-            "values with the majority's sign. dare_linear, dare_ties: values drop out at random, the rest grow.",
+            description="Merges LoRAs. sum: τ' = Σ wᵢ·τᵢ. project_out: w_a·(a − w_b·p), p being a's part along b. "
+            "slerp: the arc from w_a·a to w_b·b. magnitude_prune: Σ wᵢ·(the largest values of τᵢ). ties: those, then "
+            "the mean of the values with the majority's sign. dare_linear, dare_ties: values drop out at random, the "
+            "rest grow.",
             inputs=[
                 vector_input("a", "The first vector."),
                 vector_input("b", "The second vector."),

@@ -20,7 +20,9 @@ def as_api(template):
         values, inputs = iter(node["widgets_values"]), {}
         for slot in node["inputs"]:
             if "widget" in slot:
-                inputs[slot["name"]] = next(values)
+                value = next(values)
+                if slot["name"] != "upload":  # the front end's button, no input of the node
+                    inputs[slot["name"]] = value
                 if slot["name"] in ("seed", "noise_seed"):
                     assert next(values) in ("fixed", "randomize", "increment", "decrement")
             if slot["link"] is not None:
