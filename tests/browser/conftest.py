@@ -25,8 +25,8 @@ ARGUMENTS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 NO_CHROMIUM = (
-    "the browser tests need Chromium: `python tools/run.py test` installs it; or set CHROMIUM to the browser's "
-    "executable"
+    "the browser tests need Chromium: `python tools/run.py test tests/browser` installs it; or set CHROMIUM to the "
+    "browser's executable"
 )
 
 
