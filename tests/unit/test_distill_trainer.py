@@ -79,6 +79,15 @@ def train(config, state=None, kind="LoRA", stop_after=None, dropout=0.1):
     return losses, torch.cat([p.detach().flatten() for p in [*weights.parameters(), *(weights.average or [])]])
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that the tests start: sums over another number of threads differ in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_leaving_and_resuming_changes_nothing(tmp_path, kind):
     config, state = KINDS[kind], tmp_path / "state.safetensors"
@@ -173,14 +182,14 @@ def test_a_loss_that_is_not_a_number_stops_at_the_last_good_step(tmp_path):
         return (z * math.nan if step == 6 else z), cond, uncond
 
     model, weights = tiny()
-    said = r"loss is nan .* at step 7, .* weights are those after step 6, the saved state is that of step 4; lower"
+    said = r"loss is nan .* at step 7, .* weights are those after step 6, and so is the state if one is kept; lower"
     with pytest.raises(FloatingPointError, match=said):
         list(distill(model, weights, spoilt, config, schedule=SCHEDULE, state=state))
     good, values = train(config, stop_after=6)
     assert len(good) == 6
     assert torch.equal(torch.cat([p.detach().flatten() for p in [*weights.parameters(), *weights.average]]), values)
     rest, _ = train(config, state)
-    assert rest == train(config)[0][4:]
+    assert rest == train(config)[0][6:]
 
 
 def test_a_full_disk_loses_neither_the_earlier_state_nor_what_was_learned(tmp_path):
