@@ -261,6 +261,6 @@ def notes(template: Template, count: int) -> list[dict[str, Any]]:
 
 
 def note_height(text: str, width: int) -> int:
-    """Enough for the text as the front end draws it, 5 × 15 pixels a letter at most."""
+    """Enough for the text as the front end draws it, up to 5 × 16 pixels a letter."""
     paragraphs = [1 + int(len(paragraph) * 5 / (width - 30)) for paragraph in text.split("\n\n")]
-    return 40 + sum(12 + 15 * lines for lines in paragraphs)
+    return 60 + sum(16 + 16 * lines for lines in paragraphs)
