@@ -95,7 +95,8 @@ class Studio:
         return self.table({"in": list(frames), "out": made}, range(1, 5), "frame")
 
     def LCMLoRA_SamplerSelect(self) -> Tensor:
-        return self.table({f"gamma {gamma:g}": self.few(words=OPEN, gamma=gamma, seed=3) for gamma in (1.0, 0.5, 0.0)}, OPEN)
+        gammas = (1.0, 0.5, 0.0)
+        return self.table({f"gamma {gamma:g}": self.few(words=OPEN, gamma=gamma, seed=3) for gamma in gammas}, OPEN)
 
     def LCMLoRA_Schedule(self) -> Tensor:
         strengths = (0.3, 0.5, 0.7, 1.0)
