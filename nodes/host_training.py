@@ -184,13 +184,14 @@ class Monitor:
 
 def learn(model, latents, positive, negative, config, rank: int, batch_size: int, checkpointing: bool, prefix: str,
           preview_every: int) -> tuple[LoRAVector, list[float], str]:  # fmt: skip
-    """(what was learned, the losses of this run's steps, a report) of a training of a LoRA on a MODEL.
+    """(what was learned, the loss of every step, a report) of a training of a LoRA on a MODEL.
 
     The MODEL is left as it was. With a prefix the state is saved (`state_path`) every `save_every` steps and when the
     user interrupts, and the same training goes on from there.
     """
     from ..lcm_core.distill import checkpointed, distill, inject_lora
     from ..lcm_core.distill.data import Examples
+    from ..lcm_core.distill.state import read_losses
 
     schedule, prediction = noise_process(model)
     samples = separate(model, latents)
@@ -220,12 +221,12 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
             adapter.remove()
     vector = LoRAVector({name: type(f)(f.down.cpu(), f.up.cpu(), f.alpha) for name, f in vector.modules.items()})
     first = config.steps - len(losses)
+    losses = read_losses(state) if state else losses
     tenth = max(1, len(losses) // 10)
     report = [f"{len(vector)} modules, rank {vector.rank}, {vector.parameters:,} parameters; {config.steps} steps"]
     report += [f"resumed after step {first}"] if resumed else []
-    if losses:
-        start, end = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
-        report += [f"mean loss of the first {tenth} steps {start:.4g}, of the last {end:.4g}"]
+    start, end = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+    report += [f"mean loss of the first {tenth} steps {start:.4g}, of the last {end:.4g}"]
     report += [f"state: {os.path.relpath(state, folder_paths.get_output_directory())}"] if state else []
     logging.info("LCM-LoRA: %s", "; ".join(report))
     return vector, losses, "\n".join(report)

@@ -102,7 +102,7 @@ def _draw_cosines(axes, norms: Norms, cosines: Cosines, blocks: Sequence[str]):
 
 
 def loss_curve(losses: Sequence[float]) -> Tensor:
-    """The loss of every step, and its running mean, over the steps of this run, on a logarithmic axis."""
+    """The loss of every step, and its running mean, on a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,9 +115,9 @@ def loss_curve(losses: Sequence[float]) -> Tensor:
     if len(values) >= 2 * width:
         mean = np.convolve(values, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], mean, color=COLOURS[0], linewidth=2, label=f"mean of {width}")
-    if len(values) and values.min() > 0:
+    if values.min() > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("step of this run")
+    axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend(frameon=False)
     axes.grid(color=FAINT, linewidth=0.8)

@@ -1,7 +1,8 @@
 """The state of a training on disk: one safetensors file, written whole or not at all, never a pickle.
 
-Its tensors are the trained parameters, their average and the optimizer's; JSON in its metadata has the rest: the steps
-done, the settings and the names of the trained modules. Random numbers and the data position follow from the step.
+Its tensors are the trained parameters, their average, the optimizer's and every step's loss; JSON in its metadata has
+the rest: the steps done, the settings and the names of the trained modules. Random numbers and the data position follow
+from the step.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def save_state(
     average: Sequence[Tensor] | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    losses: list[float],
 ) -> None:
     """Write the state after `step` steps to `path`, a .safetensors file.
 
@@ -42,6 +44,7 @@ def save_state(
     """
     tensors = {f"parameters.{i}": p for i, p in enumerate(parameters)}
     tensors |= {f"average.{i}": p for i, p in enumerate(average or ())}
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
     numbers: dict[str, Any] = {}
     for i, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
@@ -72,8 +75,9 @@ def load_state(
     average: Sequence[Tensor] | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    losses: list[float],
 ) -> int:
-    """Fill parameters, average, optimizer and scaler from a file of `save_state`; returns the number of steps done.
+    """Fill parameters, average, optimizer, scaler and losses from a file of `save_state`; returns the steps done.
 
     ValueError for another kind of file, for other modules or shapes, and for settings that differ from the file's,
     but for those in MAY_CHANGE.
@@ -110,4 +114,11 @@ def load_state(
         state[int(i)][entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     scaler.load_state_dict(record["scaler"])
+    losses[:] = tensors["losses"].tolist()
     return int(record["step"])
+
+
+def read_losses(path: Path) -> list[float]:
+    """The loss of every step in a file of `save_state`."""
+    with open_safetensors(path) as file:
+        return file.get_tensor("losses").tolist()

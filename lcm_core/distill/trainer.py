@@ -86,7 +86,8 @@ def distill(
     weights.average = average
     optimizer = make_optimizer(config, parameters)
     scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "float16")
-    kept = (weights.names, parameters, average, optimizer, scaler)
+    losses: list[float] = []
+    kept = (weights.names, parameters, average, optimizer, scaler, losses)
     done = load_state(state, config, *kept) if state is not None and state.exists() else 0
     saved = done
     loss_of = Objective(model, weights, config, schedule, prediction)
@@ -131,10 +132,11 @@ def distill(
             if average is not None and config.target_decay is not None:
                 with torch.no_grad():
                     torch._foreach_lerp_(average, [*parameters], 1 - config.target_decay)
+            losses.append(loss.item())
             done = step + 1
             if done % config.save_every == 0:
                 save(done)
-            yield Progress(done, config.steps, loss.item())
+            yield Progress(done, config.steps, losses[-1])
     finally:
         save(done)
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 from lcm_core.distill import DistillConfig, FullWeights, distill, inject_lora  # noqa: E402
+from lcm_core.distill.state import read_losses  # noqa: E402
 from lcm_core.distill.trainer import make_optimizer  # noqa: E402
 from lcm_core.guidance import guidance_embedding  # noqa: E402
 from lcm_core.schedule import NoiseSchedule  # noqa: E402
@@ -96,7 +97,7 @@ def test_leaving_and_resuming_changes_nothing(tmp_path, kind):
     before = torch.get_rng_state()
     first, _ = train(config, state, kind, stop_after=5)
     rest, resumed = train(config, state, kind)
-    assert first + rest == whole
+    assert first + rest == whole == read_losses(state)
     assert torch.equal(weights, resumed)
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
     assert train(config, state, kind)[0] == []
