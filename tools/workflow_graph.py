@@ -21,7 +21,8 @@ SLOT, WIDGET, TEXT = 20, 24, 90  # heights: a socket, a widget, a text of severa
 OPTIONAL, LIST = 7, 6  # the front end's shapes of sockets
 # Heights of what a node shows once it has run: inside it, and below it in its group.
 INSIDE = {
-    "SaveImage": 260, "LoadImage": 260, "SaveAnimatedWEBP": 260, "LCMLoRA_Inspect": 330, "LCMLoRA_SaveVector": 70,
+    "SaveImage": 260, "LoadImage": 260, "PreviewImage": 260, "SaveAnimatedWEBP": 260, "PreviewAny": 120,
+    "LCMLoRA_Inspect": 330, "LCMLoRA_SaveVector": 70,
 }  # fmt: skip
 BELOW = {"LCMLoRA_Sampler": 230, "LCMLoRA_StreamBatch": 230}
 COLOURS = {
@@ -70,6 +71,7 @@ class Template:
     columns:    from left to right the groups of each, from top to bottom, as (title, nodes)
     stand_ins:  what the tests put in place of values that the pocket model can't serve
     before:     the picture of workflows/inputs that the thumbnail shows beside the result
+    trains:     a training makes the pictures, so they are not the same on another CPU
     """
 
     name: str
@@ -78,6 +80,7 @@ class Template:
     columns: Sequence[Sequence[tuple[str, Sequence[Node]]]]
     stand_ins: Mapping[str | int, str | int] = field(default_factory=dict)
     before: str | None = None
+    trains: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pocket.assemble import full_lcm, write_sparse
+from pocket.judge import as_batch, load_judge
 from tools.comfy_client import PromptError
 from tools.make_workflows import files, sheet
 from tools.workflow_graph import with_stand_ins
@@ -141,12 +142,24 @@ def test_workflow_twice_gives_the_same_pictures_and_the_stored_ones(template, sa
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
     stored, found = PICTURES / f"{name}.png", sheet(first)
+    if template.trains:
+        check_training(first)
     if request.config.getoption("--store-pictures"):
         PICTURES.mkdir(exist_ok=True)
         Image.fromarray(found).save(stored)
     assert stored.exists(), "look at the workflow's picture, then store it: run.py test tests/host --store-pictures"
+    if template.trains:
+        return
     difference = np.abs(coarse(found) - coarse(np.asarray(Image.open(stored).convert("RGB"))))
     assert difference.mean() < 4 and difference.max() < 32
+
+
+def check_training(pictures):
+    """The judge is surer of what it sees in the pictures with the LoRA that was trained than in those before them."""
+    small = np.stack([picture for picture in pictures if picture.shape == (64, 64, 3)])
+    certainty = load_judge().logits(as_batch(small))["object"].softmax(1).amax(1)
+    without, trained = certainty.chunk(2)
+    assert trained.mean() > without.mean() + 0.05, f"{trained.mean()} with the LoRA, {without.mean()} without"
 
 
 def coarse(image):
