@@ -13,7 +13,8 @@ SETTINGS = [
     io.Int.Input("rank", default=64, min=1, max=512,
                  tooltip="Rank of the LoRA, 64 in the paper. Layers too small for it get the most that they can have."),
     io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="Latents of a step."),
-    io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="Fixes everything random in the training."),
+    io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
+                 tooltip="Fixes everything random in the training."),
 ]  # fmt: skip
 WORK = [
     io.Boolean.Input("gradient_checkpointing", default=False,

@@ -28,7 +28,7 @@ def as_api(template):
                     assert next(values) in ("fixed", "randomize", "increment", "decrement")
             if slot["link"] is not None:
                 _, source, output, target, _, kind = links[slot["link"]]
-                assert target == node["id"] and kind == slot["type"]
+                assert target == node["id"] and slot["type"] in (kind, "*")
                 inputs[slot["name"]] = [str(source), output]
         assert list(values) == []
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
