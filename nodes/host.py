@@ -4,6 +4,7 @@ The files named host* alone touch what ComfyUI does not promise to keep.
 """
 
 import copy
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -50,6 +51,12 @@ class ConsistencySampling:
 # Direct bases of a model's sampling class: one of each is understood.
 SCHEDULES = {"ModelSamplingDiscrete", "ModelSamplingDiscreteFlow", "ModelSamplingFlux"}
 PREDICTIONS = {"EPS", "V_PREDICTION", "X0", "CONST"}
+
+
+def predicts_consistently(sampling) -> bool:
+    """Whether a model's sampling gives f_θ: by this pack, by core's `lcm`, or as a flow, whose x̂₀ is x at σ = 0."""
+    bases = {base.__name__ for base in type(sampling).__mro__}
+    return bool(bases & {"ConsistencySampling", "LCM", "CONST"})
 
 
 def with_consistency_sampling(model):
@@ -180,6 +187,7 @@ def check_end(sigmas: Tensor) -> None:
         raise ValueError(f"the sigmas are {sigmas.tolist()}, but consistency sampling ends clean; end them at 0")
 
 
+MOST_CFG = 2.0
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 
 
@@ -212,7 +220,10 @@ def sample_consistency(
     levels = sigmas[:-1].tolist()
     unguided = set(levels[math.ceil(guidance_until * len(levels) - 1e-6) :])
     seed = (guided_args.get("seed") or 0) if seeds is None else seeds
-    process, intermediate = forward_process(model.inner_model.inner_model.model_sampling)
+    sampling = model.inner_model.inner_model.model_sampling
+    process, intermediate = forward_process(sampling)
+    if not predicts_consistently(sampling):
+        warn("the model predicts x̂₀, not f_θ: put LCM Model Sampling between it and this node")
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if guided_args.get("denoise_mask") is not None:
@@ -287,6 +298,10 @@ def sample_latent(
     Where the latent's mask is 0 the result is the latent, bit for bit.
     """
     check_finite(cfg=cfg)
+    timesteps = ", ".join(f"{float(model.get_model_object('model_sampling').timestep(s)):.0f}" for s in sigmas[:-1])
+    show_text(f"timesteps {timesteps}")
+    if cfg > MOST_CFG:
+        warn(f"cfg {cfg:g} burns the picture: an LCM has its guidance inside; use 1, and {MOST_CFG:g} at most")
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
@@ -347,3 +362,9 @@ def show_text(text: str) -> None:
         from server import PromptServer
 
         PromptServer.instance.send_progress_text(text, context.node_id)
+
+
+def warn(text: str) -> None:
+    """Says in the node that is running, and in the log, that its result will look wrong."""
+    logging.warning("LCM-LoRA: %s", text)
+    show_text(f"⚠ {text}")

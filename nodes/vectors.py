@@ -88,6 +88,7 @@ class ApplyVector(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora, strength, clip=None):
         model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip)
+        host.show_text(report)
         return io.NodeOutput(model, report, clip)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -360,6 +361,33 @@ def refused(bench: Bench) -> Facts:
     return facts | {"evaluations": watched.rows + plain.rows}
 
 
+def warnings(bench: Bench) -> Facts:
+    """What is said of choices that will look wrong, by what was chosen."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    custom = extra("nodes_custom_sampler", "SamplerCustom")
+    (sigmas,) = bench.host.run("LCMLoRA_Schedule", model=bench.model, steps=1)
+    (sampler,) = bench.host.run("LCMLoRA_SamplerSelect")
+    given = {
+        "add_noise": True, "noise_seed": 1, "cfg": 1.0, "positive": bench.positive, "negative": bench.negative,
+        "sampler": sampler, "sigmas": sigmas, "latent_image": empty(1),
+    }  # fmt: skip
+    facts = {}
+    for name, act in {
+        "cfg 2": lambda: bench.sample(steps=1, cfg=2.0),
+        "cfg 2.5": lambda: bench.sample(steps=1, cfg=2.5),
+        "prepared": lambda: bench.host.run(custom, model=bench.model, **given),
+        "plain": lambda: bench.host.run(custom, model=bench.plain, **given),
+    }.items():
+        said.clear()
+        act()
+        facts[name] = list(said)
+    logging.getLogger().removeHandler(handler)
+    return facts
+
+
 def picture(bench: Bench) -> Facts:
     """Three cats of seed 35 as rows of 8-bit values, for another process to compare."""
     vae = bench.host.run("CheckpointLoaderSimple", ckpt_name="pocket.safetensors")[2]
@@ -369,7 +397,10 @@ def picture(bench: Bench) -> Facts:
     return {"rows": (images * 255).round().to(torch.uint8).flatten(1).tolist()}
 
 
-CHECKS = (guidance, other_guidance, grid, predictions, seeds, inpainting, stream, previews, interrupt, refused, picture)
+CHECKS = (
+    guidance, other_guidance, grid, predictions, seeds, inpainting, stream, previews, interrupt, refused, warnings,
+    picture,
+)  # fmt: skip
 
 if __name__ == "__main__":
     bench = Bench(load_host(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -140,6 +140,13 @@ def test_bad_input_costs_no_evaluation(facts):
     assert facts["refused"]["evaluations"] == 0
 
 
+def test_choices_that_will_look_wrong_are_warned_of(facts):
+    said = facts["warnings"]
+    assert said["cfg 2"] == said["prepared"] == []
+    assert "cfg 2.5 burns the picture" in said["cfg 2.5"][0]
+    assert "put LCM Model Sampling" in said["plain"][0]
+
+
 def test_the_same_seed_gives_the_same_picture_in_another_process(facts, host, workflow):
     graph = workflow("lcm_lora_txt2img")
     graph["3"]["inputs"]["text"] = "cat"
