@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tools import node_table
 from tools.help_pictures import LIMIT, Studio
 from tools.locale_en import english
 
@@ -139,3 +140,8 @@ def test_no_page_or_picture_is_of_a_node_that_is_gone(nodes):
     expected = {path.format(node) for node in nodes for path in PAGES.values()}
     expected |= {f"{node}/example.jpg" for node in nodes if hasattr(Studio, node)}
     assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*")} == expected
+
+
+def test_the_list_of_nodes_is_current(nodes):
+    written = node_table.FILE.read_text(encoding="utf-8")
+    assert written == node_table.page(nodes), "run `python tools/node_table.py .host/comfyui .host/base`"
