@@ -25,6 +25,12 @@ def weight_input(name: str, default: float, tooltip: str):
     return io.Float.Input(name, default=default, min=-10.0, max=10.0, step=0.01, tooltip=tooltip)
 
 
+def lambda_input(name: str, default: float, tooltip: str):
+    return io.Float.Input(
+        name, default=default, min=-2.0, max=2.0, step=0.01, display_mode=io.NumberDisplay.slider, tooltip=tooltip
+    )
+
+
 def vector_input(name: str, tooltip: str, optional: bool = False):
     return io.LoraModel.Input(name, optional=optional, tooltip=tooltip)
 
@@ -103,11 +109,11 @@ class Arithmetic(io.ComfyNode):
             "mix is 0.8·style + 1.0·LCM.",
             inputs=[
                 vector_input("a", "The first vector, the style in the paper's mix."),
-                weight_input("lambda_1", 0.8, "λ₁, the weight of a."),
+                lambda_input("lambda_1", 0.8, "λ₁, the weight of a."),
                 vector_input("b", "The second vector, the LCM-LoRA in the paper's mix."),
-                weight_input("lambda_2", 1.0, "λ₂, the weight of b."),
+                lambda_input("lambda_2", 1.0, "λ₂, the weight of b."),
                 vector_input("c", "A third vector, if there is one.", optional=True),
-                weight_input("lambda_3", 0.0, "λ₃, the weight of c; unused without c."),
+                lambda_input("lambda_3", 0.0, "λ₃, the weight of c; unused without c."),
             ],
             outputs=[io.LoraModel.Output(display_name="lora")],
         )
