@@ -119,7 +119,7 @@ def main() -> None:
         logits = judge.logits(images.float() / 255)
         features = [judge(s.images.float() / 255) for s in sets]
     print({name: (logits[name].argmax(1) == labels[name]).float().mean().item() for name in logits})
-    save_file(dict(zip(STYLES, features, strict=True)), REFERENCE)
+    save_file(dict(zip(STYLES, features, strict=True)), args.out.with_name(REFERENCE.name))
     save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()}, args.out)
 
 
