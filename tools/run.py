@@ -1,7 +1,7 @@
 """From a fresh clone to pictures, tests or a running ComfyUI, with one command. Needs Python >= 3.10 alone.
 
 python tools/run.py demo                 few-step pictures through a real ComfyUI, a contact sheet and a table
-python tools/run.py test [pytest args]   ruff, mypy and the tests; those in Chromium when tests/browser is named
+python tools/run.py test [pytest args]   ruff, mypy and the tests; installs Chromium for tests/browser if it is missing
 python tools/run.py serve                ComfyUI with these nodes and the pocket model, for a browser
 """
 
@@ -94,12 +94,14 @@ def check(title: str, command: list[str]) -> None:
 
 
 def test(arguments: list[str], host: dict[str, str]) -> NoReturn:
+    if not any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
+        arguments = [*arguments, "tests/unit", "tests/host", "tests/browser"]
+    if any("tests/browser" in argument for argument in arguments):
+        ensure_chromium()
     python = venv_python()
     check("ruff check .", [python, "-m", "ruff", "check", "."])
     check("mypy lcm_core", [python, "-m", "mypy"])
-    named = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
     command = [python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *arguments]
-    command += [] if named else ["tests/unit", "tests/host"]
     print(f"- pytest {' '.join(command[3:])}", flush=True)
     replace_by(command, host)
 
@@ -142,8 +144,6 @@ def main() -> None:
         "LCM_HOST_ARGS": shlex.join(extra),
     }
     if arguments.command == "test":
-        if any("tests/browser" in argument for argument in arguments.pytest):
-            ensure_chromium()
         test(arguments.pytest, host)
     replace_by([python, str(ROOT / "tools" / "demo.py")], host)
 

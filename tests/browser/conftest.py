@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from front_end import FrontEnd
 from playwright.sync_api import Browser, Error, sync_playwright
 
+from pocket.assemble import full_lcm, write_sparse
 from tools.comfy_client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +33,7 @@ NO_CHROMIUM = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--store-screenshots", action="store_true", help="store the pictures in docs/screenshots")
+    parser.addoption("--store-screenshots", action="store_true", help="store the README's pictures in docs/screenshots")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,7 +42,9 @@ def pytest_runtest_makereport(item: pytest.Item):
     report = yield
     if report.when == "call" and report.failed and "front" in item.funcargs:
         front = item.funcargs["front"]
-        front.page.screenshot(path=front.folders[0] / f"failed_{item.name}.png")
+        report.sections.append(("what the page said", "\n".join(front.errors)))
+        with contextlib.suppress(Error):  # the page may have died
+            front.page.screenshot(path=front.kept / f"failed_{item.name}.png")
     return report
 
 
@@ -58,13 +62,21 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def shared_front(chromium: Browser, host: Client, base: Path, pytestconfig: pytest.Config) -> FrontEnd:
+def stand_in(base: Path) -> Iterator[None]:
+    """A small full LCM among the host's diffusion models, under the name that templates' stand-ins have."""
+    path = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_sparse(path, full_lcm())
+    yield
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def shared_front(chromium: Browser, host: Client, base: Path, stand_in: None, pytestconfig: pytest.Config) -> FrontEnd:
     pack = next(link.name for link in (base / "custom_nodes").iterdir() if link.resolve() == ROOT)
     context = chromium.new_context(viewport={"width": 1920, "height": 1080}, locale="en-US")
-    folders = [base.parent / "screenshots"]
-    if pytestconfig.getoption("--store-screenshots"):
-        folders.append(ROOT / "docs" / "screenshots")
-    return FrontEnd(context, host.url, pack, folders)
+    stored = ROOT / "docs" / "screenshots" if pytestconfig.getoption("--store-screenshots") else None
+    return FrontEnd(context, host.url, pack, base.parent / "screenshots", stored)
 
 
 @pytest.fixture

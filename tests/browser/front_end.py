@@ -23,7 +23,9 @@ SETTINGS = {
     "LiteGraph.Node.TooltipDelay": 50,
 }
 HOSTS_OWN = ("api.comfy.org", "/api/userdata", "/templates/")  # what the front end asks for and does without
-JPEG: dict[str, Any] = {"type": "jpeg", "quality": 70}
+JPEG: dict[str, Any] = {"type": "jpeg", "quality": 80}
+README_PICTURES = {"template_browser", "lcm_lora_txt2img", "lcm_lora_style_mix"}
+ASIDE = (960, 1078)  # where the mouse points at nothing: the canvas's lower edge
 CANVAS_ALONE = ".splitter-overlay-root, .selection-toolbox { opacity: 0 !important }"
 DROP = """([name, type, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))
@@ -36,12 +38,15 @@ DROP = """([name, type, data]) => {
 class FrontEnd:
     """One page. Its waits are on conditions and end in playwright's TimeoutError."""
 
-    def __init__(self, context: BrowserContext, url: str, pack: str, folders: list[Path]) -> None:
-        """`pack` is the folder's name below custom_nodes, which the template browser shows; `folders` keep pictures."""
-        self.url, self.pack, self.folders = url, pack, folders
+    def __init__(self, context: BrowserContext, url: str, pack: str, kept: Path, stored: Path | None) -> None:
+        """`pack` is the folder's name below custom_nodes, which the template browser shows.
+
+        All pictures are kept in `kept`, the README's in `stored` too.
+        """
+        self.url, self.pack, self.kept, self.stored = url, pack, kept, stored
         context.add_init_script(path=PROBE)
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(20_000)
         self.errors: list[str] = []
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -91,17 +96,23 @@ class FrontEnd:
 
     def browse_templates(self) -> Locator:
         """The template browser's cards for the pack."""
-        self.open_menu().get_by_text("Browse Templates", exact=True).click()
+        self.page.get_by_role("button", name="Templates", exact=True).click()
         self.page.get_by_text(self.pack, exact=True).click()
         return self.page.get_by_test_id("template-workflows-content")
+
+    def template_card(self, cards: Locator, name: str) -> Locator:
+        """The card of a template, once its name and its thumbnail are seen."""
+        card = cards.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()  # out of sight no thumbnail is loaded
+        card.get_by_role("heading", name=name, exact=True).wait_for()
+        card.locator("img").wait_for()
+        return card
 
     def open_template(self, name: str, nodes: int) -> None:
         """Open it from the template browser and wait until its graph is on the canvas."""
         self.errors.clear()
         self.ask("probe.mark()")
-        card = self.browse_templates().get_by_test_id(f"template-workflow-{name}")
-        card.locator("img").wait_for()
-        card.click()
+        self.template_card(self.browse_templates(), name).click()
         self.wait_for_graph(nodes)
         self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
 
@@ -113,7 +124,7 @@ class FrontEnd:
         """What appears when the mouse rests on a node's title, input or widget."""
         x, y = self.ask("([id, name]) => probe.point(id, name)", [node, name])
         tip = self.page.locator(".node-tooltip")
-        self.page.mouse.move(2, 2)
+        self.page.mouse.move(*ASIDE)
         tip.wait_for(state="hidden")
         self.page.mouse.move(x - 2, y)
         self.page.mouse.move(x, y)
@@ -147,11 +158,11 @@ class FrontEnd:
     def run(self) -> str:
         """Press Run and wait for the end: 'success', 'error' or 'interrupted'; what a dialog says if it never ran."""
         self.press_run()
-        self.page.wait_for_function("probe.run || document.querySelector('.p-dialog')", timeout=300_000)
+        self.page.wait_for_function("probe.run || document.querySelector('.p-dialog')", timeout=120_000)
         return self.ask("probe.run") or self.dialog.inner_text()
 
     def pictures(self) -> list[dict]:
-        """The nodes that show output pictures, once all are loaded: {id, files}."""
+        """The output nodes that show pictures, once all are loaded: {id, files}."""
         self.page.wait_for_function("probe.pictures().every((shown) => shown.loaded)")
         return self.ask("probe.pictures()")
 
@@ -176,7 +187,7 @@ class FrontEnd:
     def keep(self, name: str, picture: bytes | None = None) -> None:
         """Write a JPEG picture, or one of the whole page, into the folders."""
         picture = picture or self.page.screenshot(**JPEG)
-        for folder in self.folders:
+        for folder in filter(None, (self.kept, self.stored if name in README_PICTURES else None)):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.jpg").write_bytes(picture)
 
@@ -191,7 +202,7 @@ class FrontEnd:
         return self.page.screenshot(clip=clip, style=CANVAS_ALONE, **options)
 
     def fit_view(self) -> None:
-        self.page.mouse.move(2, 2)
+        self.page.mouse.move(*ASIDE)
         self.ask("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.ask("probe.still()")
 
@@ -210,7 +221,7 @@ class FrontEnd:
         for _ in range(5):  # the first click after other work may only bring the focus back to the canvas
             self.page.mouse.dblclick(1000, 600)
             with contextlib.suppress(TimeoutError):
-                search.wait_for(timeout=10_000)
+                search.wait_for(timeout=3_000)
                 break
         search.fill(words)
         self.page.locator(".comfy-vue-node-search-box .option-container").filter(has_text=words).first.click()

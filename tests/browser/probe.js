@@ -1,4 +1,6 @@
 // What the tests ask of the front end's page: where things are drawn, what is wrong with the graph and its drawing.
+localStorage.setItem('vueNodesBannerDismissed', 'true') // the banner about Nodes 2.0, as if closed before
+
 window.probe = {
   run: null, // how the last run ended: 'success' or 'error', null while it goes on
 
@@ -59,17 +61,33 @@ window.probe = {
     return this.toClient(x, y)
   },
 
-  // Where a node with its title lies in the graph.
-  box: ({ pos, size }) => ({ left: pos[0], top: pos[1] - 30, right: pos[0] + size[0], bottom: pos[1] + size[1] }),
+  // Where something lies in the graph; a node's title is above its place.
+  box: ({ pos, size }, title = 30) => ({
+    left: pos[0],
+    top: pos[1] - title,
+    right: pos[0] + size[0],
+    bottom: pos[1] + size[1]
+  }),
 
-  // [left, top, right, bottom] in client coordinates of a node with its title, or of the whole graph.
+  // [left, top, right, bottom] in client coordinates of a node, or of the whole graph with its groups.
   area(id) {
-    const boxes = (id === undefined ? app.graph.nodes : [app.graph.getNodeById(id)]).map(this.box)
+    const { nodes, groups } = app.graph
+    const boxes =
+      id === undefined
+        ? [...nodes.map((node) => this.box(node)), ...groups.map((group) => this.box(group, 0))]
+        : [this.box(app.graph.getNodeById(id))]
     const end = (pick, side) => pick(...boxes.map((box) => box[side]))
     return [
       ...this.toClient(end(Math.min, 'left'), end(Math.min, 'top')),
       ...this.toClient(end(Math.max, 'right'), end(Math.max, 'bottom'))
     ]
+  },
+
+  // Makes a template one for the pocket model, {old: new value}; with a training in it, one of 2 steps wherever it steps.
+  standIn(values) {
+    const trains = app.graph.nodes.some(({ type }) => ['LCMLoRA_Distill', 'LCMLoRA_Finetune'].includes(type))
+    for (const widget of app.graph.nodes.flatMap(({ widgets }) => widgets ?? []))
+      widget.value = trains && widget.name === 'steps' ? 2 : (values[widget.value] ?? widget.value)
   },
 
   // Nodes that the host has not, and choices that it does not offer.
@@ -84,9 +102,10 @@ window.probe = {
     return found
   },
 
-  // Nodes whose output has pictures, and whether the canvas has loaded them all.
+  // Output nodes that have pictures, and whether the canvas has loaded them all.
   pictures() {
-    const shown = Object.entries(app.nodeOutputs).filter(([, output]) => output?.images?.length)
+    const ends = this.outputs()
+    const shown = Object.entries(app.nodeOutputs).filter(([id, output]) => ends.includes(id) && output?.images?.length)
     return shown.map(([id, output]) => {
       const images = app.graph.getNodeById(id)?.imgs ?? []
       const loaded = images.filter((image) => image.complete && image.naturalWidth)
@@ -131,10 +150,12 @@ window.probe = {
       for (const widget of node.widgets ?? []) {
         if (widget.element) {
           const parts = node.type.endsWith('Note') ? [widget.element, ...widget.element.querySelectorAll('*')] : []
-          const scrolled = parts.filter((part) => getComputedStyle(part).overflowY !== 'visible')
-          if (scrolled.some((part) => part.scrollHeight > part.clientHeight + 2))
+          const styles = parts.map((part) => [part, getComputedStyle(part)])
+          const seen = styles.filter(([, style]) => style.overflowY !== 'visible' && style.opacity !== '0')
+          if (!seen.length && parts.length) found.push(`the text of ${named(node)} is not found`)
+          if (seen.some(([part]) => part.scrollHeight > part.clientHeight + 2))
             found.push(`the text of ${named(node)} has to be scrolled`)
-        } else if (['number', 'combo', 'text'].includes(widget.type) && node.isWidgetVisible(widget)) {
+        } else if (['number', 'slider', 'combo', 'text'].includes(widget.type) && node.isWidgetVisible(widget)) {
           const room = node.size[0] - (widget.type === 'text' ? 65 : 90)
           if (wide(node.innerFontStyle, widget.label ?? widget.name, widget._displayValue) > room)
             found.push(`${widget.name} of ${named(node)} is cut`)
