@@ -128,7 +128,10 @@ def timestep_embedding(t: Tensor) -> Tensor:
 
 
 class PocketUNet(nn.Module):
-    """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask."""
+    """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask.
+
+    `guidance` (B, HOST_WIDTH) is what a full LCM's `cond_proj` adds to the timestep embedding.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,8 +145,11 @@ class PocketUNet(nn.Module):
         self.output_blocks = nn.ModuleList(nn.ModuleList([ResBlock(2 * WIDTH), SpatialTransformer()]) for _ in range(2))
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        emb = self.time_embed(timestep_embedding(t))
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, mask: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
+        embedded = timestep_embedding(t)
+        emb = self.time_embed(embedded if guidance is None else embedded + guidance)
 
         def run(block: nn.ModuleList, h: Tensor) -> Tensor:
             for layer in block:
