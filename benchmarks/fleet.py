@@ -1,4 +1,4 @@
-"""Pictures a second of examples/ray_fleet.py on one machine, by the number of hosts, as a table.
+"""Pictures a second of scripts/ray_fleet.py on one machine, by the number of hosts, as a table.
 
 Each host is a ComfyUI on the CPU with one thread, so hosts share the machine's memory and disk but no core. The clock
 runs from the moment when every host has made its first picture, with models loaded, to the last picture.
@@ -40,7 +40,7 @@ def run_fleet(comfyui: Path, base: Path, hosts: int, prompts: int, size: int) ->
     """The fleet's own output, timed as it comes. RuntimeError if it fails or a host made nothing."""
     token = {"RAY_AUTH_TOKEN": os.urandom(16).hex()}  # so that Ray writes none into the home folder
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "examples" / "ray_fleet.py")]
+        command = [sys.executable, str(ROOT / "scripts" / "ray_fleet.py")]
         command += ["--comfyui", str(comfyui), "--output", folder]
         command += ["--hosts", str(hosts), "--gpus", "0", "--prompt", "cat", "--seeds", f"0:{prompts}"]
         command += ["--set", "5.batch_size=1", "--set", f"5.width={size}", "--set", f"5.height={size}"]

@@ -68,9 +68,9 @@ class Distill(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="A prompt for each latent, as a list, or one for all."),
                 io.Latent.Input("latents", tooltip="Encoded pictures, a batch or a list, also of several sizes."),
                 *SETTINGS,
-                io.Float.Input("omega_min", default=5.0, min=0.0, max=30.0, step=0.1,
+                io.Float.Input("omega_min", default=5.0, min=0.0, max=30.0, step=0.05,
                                tooltip="The least guidance ω to learn; the model's cfg is ω + 1."),
-                io.Float.Input("omega_max", default=15.0, min=0.0, max=30.0, step=0.1, tooltip="The most guidance ω."),
+                io.Float.Input("omega_max", default=15.0, min=0.0, max=30.0, step=0.05, tooltip="The most guidance ω."),
                 io.Int.Input("links", default=50, min=1, max=1000,
                              tooltip="Points of the timestep grid, LCM Sampler's original_steps. Few need less "
                              "training, 50 is the paper's."),

@@ -60,8 +60,8 @@ def facts(base, package, tmp_path_factory):
 def test_the_package_holds_what_a_user_needs(checkout, package):
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {path.split("/")[0] for path in files} <= {
-        "CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "docs", "examples", "lcm_core", "locales", "nodes",
-        "pyproject.toml", "web", "workflows",
+        "CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "docs", "lcm_core", "locales", "nodes",
+        "pyproject.toml", "scripts", "web", "workflows",
     }  # fmt: skip
     parts = ("lcm_core", "locales", "nodes", "web", "workflows")
     wanted = {path for part in parts for path in (checkout / part).rglob("*") if path.is_file()}

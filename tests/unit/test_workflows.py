@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
 TEMPLATES = sorted(WORKFLOWS.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
 KEEP_THEIR_SEED = {"LCMLoRA_Distill", "LCMLoRA_Finetune", "LCMLoRA_Combine"}  # no "control after generate" beside it
@@ -33,6 +34,12 @@ def as_api(template):
         assert list(values) == []
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def test_no_folder_hides_the_templates():
+    """ComfyUI lists the templates of every such folder, but serves files of the first alone."""
+    hiding = [name for name in ("example_workflows", "example", "examples", "workflow") if (ROOT / name).exists()]
+    assert hiding == []
 
 
 def test_there_are_templates():

@@ -1,9 +1,9 @@
 """Many prompts on many ComfyUI hosts, with Ray: on a laptop, or on every machine that has joined with `ray start`.
 
 pip install ray
-python examples/ray_fleet.py --comfyui ~/ComfyUI --hosts 2 --prompt cat --prompt dog --seeds 0:20
-python examples/ray_fleet.py --address auto --comfyui /opt/ComfyUI --hosts 8 --jobs jobs.jsonl -- --highvram
-python examples/ray_fleet.py --url http://10.0.0.5:8188 --url http://10.0.0.6:8188 --prompt cat --seeds 0:100
+python scripts/ray_fleet.py --comfyui ~/ComfyUI --hosts 2 --prompt cat --prompt dog --seeds 0:20
+python scripts/ray_fleet.py --address auto --comfyui /opt/ComfyUI --hosts 8 --jobs jobs.jsonl -- --highvram
+python scripts/ray_fleet.py --url http://10.0.0.5:8188 --url http://10.0.0.6:8188 --prompt cat --seeds 0:100
 
 A line of jobs.jsonl is one prompt, with the settings of queue_prompt.py: {"prompt": "cat", "seed": 7, "5.width": 512}.
 Pictures are named by the prompt's place in the list, from 00000.png. What follows `--` goes to ComfyUI's main.py.

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.queue_prompt import PromptError, customise, listen
+from scripts.queue_prompt import PromptError, customise, listen
 from tools.host_process import HostProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ PROMPTS = 40
 
 
 def queue_prompt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / "queue_prompt.py"), *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "queue_prompt.py"), *arguments]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, env=environment)
 
@@ -139,7 +139,7 @@ def test_listen_reads_every_kind_of_frame():
 
 def run_fleet(base: Path, output: Path, *arguments: str) -> Iterator[tuple[str, int, int]]:
     """Make the 40 pictures in `output`; yields ("host", -1, process) for each host and ("picture", index, process)."""
-    command = [sys.executable, str(ROOT / "examples" / "ray_fleet.py"), "--output", str(output), *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "ray_fleet.py"), "--output", str(output), *arguments]
     command += ["--prompt", "cat", "--prompt", "dog", "--seeds", f"0:{PROMPTS // 2}"]
     command += ["--set", "5.batch_size=1", "--set", "6.steps=2", "--", *host_arguments(base)]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}

@@ -1,6 +1,6 @@
 """Queue a workflow on a running ComfyUI with your own prompt, seed and λ, follow it, and save its pictures.
 
-python examples/queue_prompt.py --prompt cat --seed 7 --strength 1.0 --output cat.png
+python scripts/queue_prompt.py --prompt cat --seed 7 --strength 1.0 --output cat.png
 
 Standard library only: copy this file. A workflow of your own: in ComfyUI, File → Export (API).
 """
