@@ -50,8 +50,8 @@ def reference() -> str:
 def source(module: ModuleType, name: str) -> Path:
     """The file that defines a public name of a package."""
     if home := getattr(getattr(module, name), "__module__", None):
-        return Path(str(sys.modules[home].__file__))
-    files = Path(str(module.__file__)).parent.glob("*.py")
+        return Path(str(sys.modules[home].__file__)).resolve()
+    files = Path(str(module.__file__)).resolve().parent.glob("*.py")
     return next(file for file in files if re.search(rf"^{name}\b.*=", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
