@@ -1,8 +1,8 @@
 """The state of a training on disk: one safetensors file, written whole or not at all, never a pickle.
 
 Its tensors are the trained parameters, their average, the optimizer's and every step's loss; JSON in its metadata has
-the rest: the steps done, the settings and the names of the trained modules. Random numbers and the data position follow
-from the step.
+the rest: the settings and the names of the trained modules. Random numbers and the data position follow from the number
+of steps done, which is that of the losses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +27,36 @@ KEY = "lcm_lora.distill"
 MAY_CHANGE = ("steps", "save_every", "learning_rate")  # on resuming
 
 
-def save_state(
-    path: Path,
-    step: int,
-    config: DistillConfig,
-    names: Sequence[str],
-    parameters: Sequence[Tensor],
-    average: Sequence[Tensor] | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    losses: list[float],
-) -> None:
-    """Write the state after `step` steps to `path`, a .safetensors file.
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a training changes with every step; `losses` has one for each step done."""
+
+    names: Sequence[str]
+    parameters: Sequence[Tensor]
+    average: Sequence[Tensor] | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    losses: list[float]
+
+
+def save_state(path: Path, config: DistillConfig, training: Training) -> None:
+    """Write the state to `path`, a .safetensors file.
 
     OSError if it can't be written, which leaves what was at `path`; nothing in memory is changed.
     """
-    tensors = {f"parameters.{i}": p for i, p in enumerate(parameters)}
-    tensors |= {f"average.{i}": p for i, p in enumerate(average or ())}
-    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors = {f"parameters.{i}": p for i, p in enumerate(training.parameters)}
+    tensors |= {f"average.{i}": p for i, p in enumerate(training.average or ())}
+    tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
     numbers: dict[str, Any] = {}
-    for i, entries in optimizer.state_dict()["state"].items():
+    for i, entries in training.optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{i}.{key}"] = value
             else:
                 numbers[f"{i}.{key}"] = value
     record = {
-        "step": step, "settings": asdict(config), "names": names, "optimizer": numbers, "scaler": scaler.state_dict()
+        "settings": asdict(config), "names": training.names, "optimizer": numbers,
+        "scaler": training.scaler.state_dict(),
     }  # fmt: skip
     try:
         write_lora(path, tensors, {KEY: json.dumps(record)})
@@ -61,23 +64,14 @@ def save_state(
         kept = f"the state of {path} is still the earlier one" if path.exists() else "there is no earlier state"
         raise OSError(
             errno.EIO,
-            f"the state after step {step} could not be written ({error}); {kept}, and what was learned is still in "
-            f"memory: make room or choose another place, save the result, and resume",
+            f"the state after step {len(training.losses)} could not be written ({error}); {kept}, and what was learned "
+            f"is still in memory: make room or choose another place, save the result, and resume",
             str(path),
         ) from error
 
 
-def load_state(
-    path: Path,
-    config: DistillConfig,
-    names: Sequence[str],
-    parameters: Sequence[Tensor],
-    average: Sequence[Tensor] | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    losses: list[float],
-) -> int:
-    """Fill parameters, average, optimizer, scaler and losses from a file of `save_state`; returns the steps done.
+def load_state(path: Path, config: DistillConfig, training: Training) -> None:
+    """Fill parameters, average, optimizer, scaler and losses of `training` from a file of `save_state`.
 
     ValueError for another kind of file, for other modules or shapes, and for settings that differ from the file's,
     but for those in MAY_CHANGE.
@@ -96,15 +90,15 @@ def load_state(
     remedy = "resume with the same, or begin anew with another state file"
     if differing:
         raise ValueError(f"{path} was made with other settings ({listed(differing)}); {remedy}")
-    shapes = [tuple(p.shape) for p in parameters]
-    stored = [tuple(tensors[f"parameters.{i}"].shape) for i in range(len(parameters)) if f"parameters.{i}" in tensors]
+    names, shapes = training.names, [tuple(p.shape) for p in training.parameters]
+    stored = [tuple(tensors[f"parameters.{i}"].shape) for i in range(len(shapes)) if f"parameters.{i}" in tensors]
     if list(names) != record["names"] or shapes != stored:
         raise ValueError(
             f"{path} trains {len(record['names'])} modules ({listed(record['names'])}), not the same {len(names)} "
             f"({listed(names)}) or not of the same shapes; {remedy}"
         )
     with torch.no_grad():
-        for kind, values in (("parameters", parameters), ("average", average or ())):
+        for kind, values in (("parameters", training.parameters), ("average", training.average or ())):
             for i, p in enumerate(values):
                 p.copy_(tensors[f"{kind}.{i}"])
     entries = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
@@ -112,10 +106,10 @@ def load_state(
     for key, value in (entries | record["optimizer"]).items():
         i, _, entry = key.partition(".")
         state[int(i)][entry] = value
+    optimizer = training.optimizer
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    scaler.load_state_dict(record["scaler"])
-    losses[:] = tensors["losses"].tolist()
-    return int(record["step"])
+    training.scaler.load_state_dict(record["scaler"])
+    training.losses[:] = tensors["losses"].tolist()
 
 
 def read_losses(path: Path) -> list[float]:

@@ -16,7 +16,7 @@ from ..consistency import Prediction
 from ..schedule import NoiseSchedule
 from .config import DistillConfig
 from .losses import SOLVERS, Cond, Draw, Model, already_consistent, distance_of, draw_timesteps, lcd_loss, lcf_loss
-from .state import load_state, save_state
+from .state import Training, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,19 +87,20 @@ def distill(
     optimizer = make_optimizer(config, parameters)
     scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "float16")
     losses: list[float] = []
-    kept = (weights.names, parameters, average, optimizer, scaler, losses)
-    done = load_state(state, config, *kept) if state is not None and state.exists() else 0
-    saved = done
+    training = Training(weights.names, parameters, average, optimizer, scaler, losses)
+    if state is not None and state.exists():
+        load_state(state, config, training)
+    saved = len(losses)
     loss_of = Objective(model, weights, config, schedule, prediction)
 
-    def save(step: int) -> None:
+    def save() -> None:
         nonlocal saved
-        if state is not None and rank == 0 and step > saved:
-            save_state(state, step, config, *kept)
-            saved = step
+        if state is not None and rank == 0 and len(losses) > saved:
+            save_state(state, config, training)
+            saved = len(losses)
 
     try:
-        for step in range(done, config.steps):
+        for step in range(len(losses), config.steps):
             seed = (config.seed * 1_000_003 + step) * 1024 % 2**63
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(seed + rank)
@@ -133,12 +134,11 @@ def distill(
                 with torch.no_grad():
                     torch._foreach_lerp_(average, [*parameters], 1 - config.target_decay)
             losses.append(loss.item())
-            done = step + 1
-            if done % config.save_every == 0:
-                save(done)
-            yield Progress(done, config.steps, losses[-1])
+            if len(losses) % config.save_every == 0:
+                save()
+            yield Progress(len(losses), config.steps, losses[-1])
     finally:
-        save(done)
+        save()
 
 
 class Objective:
