@@ -10,6 +10,7 @@ the objects between nodes; tools/host_process.py starts the real server.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib
 import importlib.util
@@ -32,6 +33,10 @@ class Host:
     nodes: ModuleType
     pack: ModuleType
     classes: dict[str, type]
+
+    def own_nodes(self) -> dict[str, Any]:
+        """This pack's nodes as /object_info describes them."""
+        return {key: cls.GET_NODE_INFO_V1() for key, cls in self.classes.items() if key.startswith("LCMLoRA_")}
 
     def run(self, node: str | type, **inputs: Any) -> tuple:
         """The outputs of a node: an id from `classes`, or any V1 or V3 class, such as one of `comfy_extras`.
@@ -67,6 +72,15 @@ def load_host(comfyui: Path, base: Path) -> Host:
     extension = asyncio.run(pack.comfy_entrypoint())
     ours = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
     return Host(nodes, pack, nodes.NODE_CLASS_MAPPINGS | ours)
+
+
+def load_host_of_arguments(about: str | None) -> Host:
+    """The host of a tool's command line, COMFYUI BASE; `about` is the tool's help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path)
+    parser.add_argument("base", type=Path)
+    args = parser.parse_args()
+    return load_host(args.comfyui, args.base)
 
 
 def load_pack() -> ModuleType:

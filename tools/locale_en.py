@@ -7,7 +7,6 @@ Only the tooltips of outputs are the file's own: they are kept, and a new output
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from tools.inprocess import ROOT, load_host  # noqa: E402
+from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
 
 FILE = ROOT / "locales" / "en" / "nodeDefs.json"
 
@@ -40,12 +39,7 @@ def entry(node: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comfyui", type=Path)
-    parser.add_argument("base", type=Path)
-    args = parser.parse_args()
-    classes = load_host(args.comfyui, args.base).classes
-    nodes = {key: cls.GET_NODE_INFO_V1() for key, cls in classes.items() if key.startswith("LCMLoRA_")}
+    nodes = load_host_of_arguments(__doc__).own_nodes()
     known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     FILE.write_text(json.dumps(english(nodes, known), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

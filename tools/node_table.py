@@ -5,7 +5,6 @@ python tools/node_table.py COMFYUI BASE
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from tools.inprocess import ROOT, load_host  # noqa: E402
+from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
 
 FILE = ROOT / "docs" / "nodes.md"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -50,12 +49,7 @@ def row(node_id: str, node: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comfyui", type=Path)
-    parser.add_argument("base", type=Path)
-    args = parser.parse_args()
-    classes = load_host(args.comfyui, args.base).classes
-    nodes = {key: cls.GET_NODE_INFO_V1() for key, cls in classes.items() if key.startswith("LCMLoRA_")}
+    nodes = load_host_of_arguments(__doc__).own_nodes()
     FILE.write_text(page(nodes), encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py dem
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from tools.help_pictures import WORDS, Studio, jpeg  # noqa: E402
-from tools.inprocess import ROOT, load_host  # noqa: E402
+from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
 
 FOLDER = ROOT / "docs" / "troubleshooting"
 OPEN = ("animal", "vehicle", "flower")  # open prompts with a seed that shows the mistakes
@@ -64,12 +63,8 @@ def pictures(studio: Studio) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comfyui", type=Path)
-    parser.add_argument("base", type=Path)
-    args = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for name, picture in pictures(Studio(load_host(args.comfyui, args.base))).items():
+    for name, picture in pictures(Studio(load_host_of_arguments(__doc__))).items():
         file = FOLDER / f"{name}.jpg"
         file.write_bytes(jpeg(picture))
         print(f"{file.relative_to(ROOT)}: {file.stat().st_size} bytes", flush=True)

@@ -21,6 +21,13 @@ def prompts(graph: Graph, clip: Output, text: str) -> tuple[Node, Node]:
     )
 
 
+def pocket(graph: Graph, text: str) -> tuple[Node, Node, tuple[Node, Node]]:
+    """(Load Checkpoint, Load LCM-LoRA, prompts) of the pocket model."""
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
+    fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
+    return base, fast, prompts(graph, base[1], text)
+
+
 def sampled(graph: Graph, model: Node, texts: tuple[Node, Node], latent: Node, vae: Output, **options: Any):
     """(LCM Sampler, VAE Decode)"""
     options = {"seed": 7, "steps": 4} | options
@@ -32,9 +39,7 @@ def sampled(graph: Graph, model: Node, texts: tuple[Node, Node], latent: Node, v
 
 def text_to_image() -> Template:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
-    fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
-    texts = prompts(graph, base[1], "cat")
+    base, fast, texts = pocket(graph, "cat")
     empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
     sampler, picture = sampled(graph, fast, texts, empty, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="lcm_lora")
@@ -53,9 +58,7 @@ On your own model: choose its checkpoint, its LCM-LoRA, and its picture size (51
 
 def image_to_image() -> Template:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
-    fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
-    texts = prompts(graph, base[1], "animal blue")
+    base, fast, texts = pocket(graph, "animal blue")
     picture = graph.add("LoadImage", image="pocket_sketch.png")
     scaled = graph.add(
         "ImageScale", "The model's size: 64, 512 or 1024", image=picture, upscale_method="lanczos", width=64,
@@ -82,9 +85,7 @@ in the pack's folder workflows/inputs."""
 
 def inpainting() -> Template:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
-    fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
-    texts = prompts(graph, base[1], "panda green")
+    base, fast, texts = pocket(graph, "panda green")
     picture = graph.add("LoadImage", "Picture, mask where transparent", image="pocket_damaged.png")
     encoded = graph.add("VAEEncode", pixels=picture, vae=base[2])
     masked = graph.add("SetLatentNoiseMask", samples=encoded, mask=picture[1])
@@ -309,9 +310,7 @@ original_steps 50, batch_size 4 or more, and thousands of steps: a GPU's work of
 
 def frames() -> Template:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
-    fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
-    texts = prompts(graph, base[1], "cat")
+    base, fast, texts = pocket(graph, "cat")
     clip = graph.add("LoadImage", "Frames: an animated picture", image="pocket_clip.webp")
     encoded = graph.add("VAEEncode", pixels=clip, vae=base[2])
     stream = graph.add(
