@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lcm_core.distill.losses import noised
 from lcm_core.schedule import NoiseSchedule
 
 from .autoencoder import load_autoencoder
@@ -45,17 +46,11 @@ def encode_pictures(data: Pictures) -> Tensor:
         return torch.cat([encode(part.float() / 255) for part in data.images.split(64)])
 
 
-def noised(z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """x_t = alpha(t) z + sigma(t) noise, one timestep (B,) an image."""
-    alpha, sigma = (values.float()[:, None, None, None] for values in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
-    return alpha * z + sigma * noise
-
-
 def epsilon_loss(unet: nn.Module, z: Tensor, context: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """The epsilon objective with min-SNR weighting, gamma = 5 (arXiv 2303.09556)."""
     t = torch.randint(0, SCHEDULE.steps, (len(z),), generator=generator)
     noise = torch.randn(z.shape, generator=generator)
-    output = unet(noised(z, t, noise), t, context, mask)
+    output = unet(noised(z, noise, t, SCHEDULE), t, context, mask)
     snr = (SCHEDULE.alpha(t) / SCHEDULE.sigma(t)).square().float()
     return ((output - noise).square().mean((1, 2, 3)) * (5 / snr).clamp(max=1)).mean()
 

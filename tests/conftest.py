@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pocket.assemble import full_lcm, write_sparse
 from tools.comfy_client import Client
 from tools.host_process import HostProcess
 
@@ -37,3 +38,13 @@ def host(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
     with HostProcess(comfyui, python, base, base.parent / "logs" / "test.log", arguments) as process:
         process.wait_ready()
         yield Client(process.url)
+
+
+@pytest.fixture(scope="module")
+def stand_in(base: Path) -> Iterator[None]:
+    """A small full LCM among the host's diffusion models, under the name that templates' stand-ins have."""
+    path = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_sparse(path, full_lcm())
+    yield
+    path.unlink()

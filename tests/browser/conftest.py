@@ -12,7 +12,6 @@ import pytest
 from front_end import FrontEnd
 from playwright.sync_api import Browser, Error, sync_playwright
 
-from pocket.assemble import full_lcm, write_sparse
 from tools.comfy_client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,16 +58,6 @@ def chromium() -> Iterator[Browser]:
             pytest.fail(f"{NO_CHROMIUM}\n{error.message.splitlines()[0]}", pytrace=False)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def stand_in(base: Path) -> Iterator[None]:
-    """A small full LCM among the host's diffusion models, under the name that templates' stand-ins have."""
-    path = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    write_sparse(path, full_lcm())
-    yield
-    path.unlink()
 
 
 @pytest.fixture(scope="module")

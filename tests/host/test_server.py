@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pocket.assemble import full_lcm, write_sparse
 from pocket.judge import as_batch, load_judge
 from tools.comfy_client import PromptError
 from tools.make_workflows import files, sheet
@@ -121,16 +120,6 @@ def test_templates_fit_the_nodes(host):
     written = {path: text for template in TEMPLATES for path, text in files(template, descriptions).items()}
     assert {path.stem for path in written} == set(WORKFLOWS)
     assert [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text] == []
-
-
-@pytest.fixture(scope="module")
-def stand_in(base):
-    """A small full LCM among the host's diffusion models, under the name that templates' stand-ins have."""
-    path = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    write_sparse(path, full_lcm())
-    yield
-    path.unlink()
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
