@@ -83,8 +83,8 @@ def merge(args: argparse.Namespace) -> Result:
 
 def extract(args: argparse.Namespace) -> Result:
     from .lora import extract
-    from .lora.keys import listed
     from .lora.record import call_record, file_record, sum_record
+    from .text import listed
 
     check_output(args, [args.tuned, args.base])
     with progress(args, "extract") as report:
@@ -376,7 +376,7 @@ def _spelling(args: argparse.Namespace) -> tuple[str, str]:
 
 def _header(path: str) -> tuple[str, list[str], list[str]]:
     """(dialect, kinds of adapter, dtypes as safetensors names them) of a LoRA file, from its header alone."""
-    from .lora.files import open_safetensors
+    from .files import open_safetensors
     from .lora.keys import HADAMARD, KRONECKER, split_key
 
     kind_of = {"down": "LoRA", "diff": "difference", "diff_b": "difference"}

@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-from .lora.files import open_safetensors
+from .files import open_safetensors
 from .schedule import expand
 
 

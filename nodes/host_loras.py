@@ -14,11 +14,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..lcm_core.files import output_path
 from ..lcm_core.lora import LoRAVector, architecture, canonical_name, files, flat, spell
-from ..lcm_core.lora.files import output_path
-from ..lcm_core.lora.keys import listed
 from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters, rescaled, rotated
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
+from ..lcm_core.text import listed
 from .host import check_finite
 
 

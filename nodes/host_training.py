@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..lcm_core.consistency import consistency_function, multistep_sample
+from ..lcm_core.files import output_path
 from ..lcm_core.lora import LoRAVector
-from ..lcm_core.lora.files import output_path
 from ..lcm_core.noise import step_noise
 from ..lcm_core.schedule import NoiseSchedule, lcm_timesteps
 

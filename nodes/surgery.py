@@ -11,8 +11,8 @@ from comfy_api.latest import io
 
 from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms, extract, preset_weights, scale_blocks
 from ..lcm_core.lora.extract import Report
-from ..lcm_core.lora.keys import listed
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
+from ..lcm_core.text import listed
 from . import host, host_loras, plotting
 from .plotting import ALL
 from .vectors import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input

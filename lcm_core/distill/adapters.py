@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..lora.keys import canonical_name, listed
+from ..lora.keys import canonical_name
 from ..lora.lowrank import Factors
 from ..lora.vector import LoRAVector
+from ..text import listed
 
 # The modules of an LCM-LoRA in a UNet: 278 in SD1.5, 423 in SSD-1B, 788 in SDXL.
 LCM_TARGETS = (

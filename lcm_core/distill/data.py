@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..consistency import Prediction, predict_x0
+from ..files import output_path
 from ..guidance import guided
-from ..lora.files import output_path
-from ..lora.keys import listed
 from ..noise import step_noise
 from ..schedule import NoiseSchedule, trailing_timesteps
 from ..solvers import ddim_sample
+from ..text import listed
 from .losses import Cond, Model
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..consistency import Prediction
-from ..lora.files import open_safetensors
+from ..files import open_safetensors
 from ..schedule import NoiseSchedule
 from .losses import Cond
 

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..lora.files import open_safetensors, write_lora
-from ..lora.keys import listed
+from ..files import open_safetensors, write_lora
+from ..text import listed
 from .config import DistillConfig
 
 KEY = "lcm_lora.distill"

@@ -1,11 +1,11 @@
 """LoRA files of every dialect as vectors that can be added, scaled, combined, compressed, extracted and measured."""
 
+from ..files import read_lora, write_lora
 from .architecture import architecture
 from .blocks import block_cosines, block_norms, block_of, preset_weights, scale_blocks
 from .combine import METHODS, combine
 from .expression import evaluate_expression, parse_expression
 from .extract import extract
-from .files import read_lora, write_lora
 from .keys import canonical_name, flat, spell
 from .lowrank import Factors
 from .vector import LoRAVector

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .keys import HADAMARD, KRONECKER, canonical_name, flat, listed, split_key
+from ..text import listed
+from .keys import HADAMARD, KRONECKER, canonical_name, flat, split_key
 from .lowrank import Factors, decompose, truncate, wide
 
 REFUSED = {

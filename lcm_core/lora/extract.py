@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .files import open_safetensors
-from .keys import canonical_name, listed
+from ..files import open_safetensors
+from ..text import listed
+from .keys import canonical_name
 from .lowrank import Factors, check_limits, decompose, wide
 from .vector import LoRAVector
 

@@ -204,12 +204,6 @@ def spell(names: Iterable[str], dialect: str) -> dict[str, str]:
     return spelled
 
 
-def listed(keys: Iterable[str], limit: int = 3) -> str:
-    """The first keys and how many more there are, for an error message."""
-    keys = list(keys)
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
 @lru_cache(maxsize=1 << 14)
 def split_key(key: str) -> tuple[str, str] | None:
     """(module as the file spells it, role from SUFFIXES) of a state-dict key, None if it is not a LoRA key."""

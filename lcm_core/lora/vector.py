@@ -17,9 +17,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..files import read_lora, write_lora
+from ..text import listed
 from .convert import read_modules
-from .files import read_lora, write_lora
-from .keys import flat, listed, spell
+from .keys import flat, spell
 from .lowrank import Factors, check_limits, check_shapes, concatenate, inner_product, truncate, wide
 from .record import EXPRESSION, PARENTS
 

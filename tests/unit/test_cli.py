@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_no_file(files, capsys, monkeypatch, failure, 
         path.write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr("lcm_core.lora.files.save_file", fail)
+    monkeypatch.setattr("lcm_core.files.save_file", fail)
     found, result, err = run(capsys, "merge", MIX, "-o", "mix.safetensors")
     assert found == code
     assert message in result["error"]

@@ -1,4 +1,4 @@
-"""LoRA files: safetensors only, checked before they are read and written whole or not at all."""
+"""safetensors files, checked before they are read and written whole or not at all, and the names of new files."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lcm_core.files import output_path
 from lcm_core.lora import LoRAVector, read_lora, write_lora
-from lcm_core.lora.files import output_path
 
 STATE = {"lora_unet_conv_in.lora_up.weight": torch.tensor([[1.0], [2.0]]), "lora_unet_conv_in.alpha": torch.tensor(1.0)}
 
