@@ -1,6 +1,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .distillation import Distill, Finetune
+from .host_loras import remove_leftovers
 from .loading import LoadLCMLoRA
 from .sampling import (
     ConsistencyModelSampling,
@@ -46,4 +47,5 @@ class LCMLoRAExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> LCMLoRAExtension:
+    remove_leftovers()
     return LCMLoRAExtension()

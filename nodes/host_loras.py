@@ -3,9 +3,10 @@
 import difflib
 import logging
 import math
-import os
+import re
+import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import comfy.lora
 import comfy.utils
@@ -14,7 +15,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..lcm_core.files import output_path
+from ..lcm_core import atomic
+from ..lcm_core.files import output_path, write_new
 from ..lcm_core.lora import LoRAVector, architecture, canonical_name, files, flat, spell
 from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters, rescaled, rotated
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
@@ -45,14 +47,35 @@ def load_adapters(name: str) -> "LoRATensors":
     return lora
 
 
-def save_path(prefix: str) -> str:
-    """A new file name in the output folder, numbered so that nothing is overwritten; its folder is made.
+def save_new(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """The path of a new file in the output folder, numbered so that nothing is overwritten; its folder is made.
 
-    ValueError for a prefix that leads out of the output folder.
+    ValueError for a prefix that leads out of the output folder or is no file name on every system.
     """
-    output_path(folder_paths.get_output_directory(), prefix)
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    return os.path.join(folder, f"{name}_{counter:05}_.safetensors")
+    output = folder_paths.get_output_directory()
+    prefix = re.sub("%date:([^%]+)%", lambda match: dated(match[1], time.localtime()), prefix)
+    output_path(output, prefix, "_00001_.safetensors")
+    folder, name, *_ = folder_paths.get_save_image_path(prefix, output)
+    return write_new(folder, name, tensors, metadata)
+
+
+def dated(text: str, now: time.struct_time) -> str:
+    """A pattern such as yyyy-MM-dd as ComfyUI's front end fills it in for its own saving nodes alone."""
+    numbers = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def written(match: re.Match) -> str:
+        letters = match[0]
+        if letters[0] == "y":
+            return f"{now.tm_year:04}"[-len(letters) :]
+        return str(numbers[letters[0]]).zfill(len(letters))
+
+    return re.sub("yyyy|yy|dd?|MM?|hh?|mm?|ss?", written, text)
+
+
+def remove_leftovers() -> None:
+    """Deletes what killed processes left half-written where the nodes save by default."""
+    for folder in ("loras", "lcm_training"):
+        atomic.remove_leftovers(Path(folder_paths.get_output_directory()) / folder)
 
 
 class DoRA(comfy.weight_adapter.WeightAdapterBase):

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..lcm_core.lora import METHODS, LoRAVector, combine, evaluate_expression, parse_expression, write_lora
+from ..lcm_core.lora import METHODS, LoRAVector, combine, evaluate_expression, parse_expression
 from ..lcm_core.lora.combine import MAJORITY_SIGN_METHODS, options_of
 from ..lcm_core.lora.record import EXPRESSION, call_record, sum_record
 from . import host, host_loras
@@ -263,7 +263,6 @@ class SaveVector(io.ComfyNode):
         if not vector:
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
         tensors = vector.state_dict(dialect, DTYPES[dtype])
-        path = host_loras.save_path(filename_prefix)
-        write_lora(path, tensors, {**vector.metadata, **host_loras.record_of(lora)})
+        path = str(host_loras.save_new(filename_prefix, tensors, {**vector.metadata, **host_loras.record_of(lora)}))
         host.show_text(path)
         return io.NodeOutput(ui={"text": [path]})

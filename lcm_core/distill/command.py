@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..files import read_text
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
 from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
@@ -75,8 +76,10 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig
             import tomllib
         except ModuleNotFoundError as error:
             raise ValueError("a TOML file needs Python 3.11; give the settings on the command line") from error
-        with open(args.config, "rb") as file:
-            given = tomllib.load(file)
+        try:
+            given = tomllib.loads(read_text(args.config))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{args.config} is not TOML ({error}); write one setting a line, as rank = 64") from error
     own = {"rank": 64, "batch": 4, "size": 512}
     known = [field.name for field in fields(DistillConfig)]
     for name, value in vars(args).items():

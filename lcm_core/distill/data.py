@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..consistency import Prediction, predict_x0
-from ..files import output_path
+from ..files import path_below
 from ..guidance import guided
 from ..noise import step_noise
 from ..schedule import NoiseSchedule, trailing_timesteps
@@ -228,7 +228,7 @@ def _metadata(table: Path) -> dict[Path, str]:
             continue
         try:
             entry = json.loads(line)
-            path, caption = output_path(table.parent, entry["file_name"]), str(entry["text"]).strip()
+            path, caption = path_below(table.parent, entry["file_name"]), str(entry["text"]).strip()
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f'line {number} of {table} must be like {{"file_name": "cat.png", "text": "a cat"}}: {error!r}'

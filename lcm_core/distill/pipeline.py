@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..consistency import Prediction
-from ..files import open_safetensors
+from ..files import open_safetensors, read_text
 from ..schedule import NoiseSchedule
 from .losses import Cond
 
@@ -108,8 +108,8 @@ def load_teacher(checkpoint: Path, device: str = "cpu", dtype: torch.dtype = tor
 
 
 def read_prompts(path: Path) -> Sequence[str]:
-    """The lines of a text file that are not blank. ValueError if there are none."""
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The lines of a text file that are not blank. ValueError if there are none, and as `read_text`."""
+    prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{path} has no prompts; write one a line")
     return prompts

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from ..files import open_regular
+
 EXPRESSION, PARENTS = "lcm_lora.expression", "lcm_lora.parents"
 UNKNOWN = "unsaved"
 
@@ -23,7 +25,7 @@ Metadata = Mapping[str, str]
 
 
 def file_record(path: str | os.PathLike[str], name: str | None = None) -> dict[str, str]:
-    """The record of a vector as it is in a file; its name is the file's unless given. FileNotFoundError without one."""
+    """The record of a vector as it is in a file; its name is the file's unless given; errors are `open_regular`'s."""
     path = Path(path)
     name = path.stem if name is None else name
     stat = path.stat()
@@ -87,7 +89,7 @@ def _quoted(name: str) -> str:
 @lru_cache(maxsize=256)
 def _sha256(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,13 +1,20 @@
 import json
+import os
 import pickle
+import signal
+import socket
 import struct
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcm_core.files import output_path
-from lcm_core.lora import LoRAVector, read_lora, write_lora
+from lcm_core.distill.data import read_folder
+from lcm_core.distill.pipeline import read_prompts
+from lcm_core.files import output_path, read_text
+from lcm_core.guidance import load_guidance_projection
+from lcm_core.lora import LoRAVector, extract, read_lora, write_lora
+from lcm_core.lora.record import file_record
 
 STATE = {"lora_unet_conv_in.lora_up.weight": torch.tensor([[1.0], [2.0]]), "lora_unet_conv_in.alpha": torch.tensor(1.0)}
 
@@ -190,7 +197,8 @@ def test_output_path_stays_in_its_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../a", "sub/../../a", "sub\\..\\a", "/etc/a", "\\\\host\\a", "C:a", "C:\\a", "a\0b"]
+    "name",
+    ["", ".", "..", "../a", "sub/../../a", "sub\\..\\a", "/etc/a", "\\\\host\\a", "C:a", "C:\\a", "a\0b", "a\ud800"],
 )
 def test_output_path_refuses(tmp_path, name):
     with pytest.raises(ValueError, match="is not a file name below"):
@@ -208,3 +216,119 @@ def test_output_path_refuses_links_that_lead_elsewhere(tmp_path):
     for name in ("away/a.safetensors", "a.safetensors"):
         with pytest.raises(ValueError, match="is not a file name below"):
             output_path(folder, name)
+
+
+@pytest.fixture(params=["folder", "pipe", "link to a pipe", "socket", "device"])
+def no_file(tmp_path, request, monkeypatch):
+    """What is no regular file, under a LoRA's name. Reading the pipe would wait, the device would go on forever."""
+
+    def waited(*_):
+        raise TimeoutError
+
+    monkeypatch.chdir(tmp_path)  # a socket's path may have 100 bytes
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, waited)
+        signal.alarm(20)
+        request.addfinalizer(lambda: signal.alarm(0))
+    path = tmp_path / "adapter_model.safetensors"
+    if request.param == "folder":
+        path.mkdir()
+        yield path, "a folder"
+    elif not hasattr(os, "mkfifo"):
+        pytest.skip("Windows has no such names")
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+            yield path, "a socket"
+    elif request.param == "device":
+        path.symlink_to("/dev/zero")
+        yield path, "a device"
+    else:
+        os.mkfifo(tmp_path / "pipe" if "link" in request.param else path)
+        if "link" in request.param:
+            path.symlink_to(tmp_path / "pipe")
+        yield path, "a pipe"
+
+
+@pytest.mark.parametrize("read", [
+    read_lora, file_record, read_text, read_prompts, load_guidance_projection, LoRAVector.load,
+    lambda path: extract(path, path, 4),
+])  # fmt: skip
+def test_only_files_are_opened(no_file, read):
+    path, kind = no_file
+    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors is {kind}, and only files are read"):
+        read(path)
+
+
+def test_a_config_that_is_no_file_is_refused(no_file):
+    path, kind = no_file
+    path.rename(path.with_name("adapter_config.json"))
+    write_lora(path, STATE)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json is {kind}, and only files are read"):
+        read_lora(path)
+
+
+def test_text_is_read_as_utf8(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffein Bär\n\n zwei ".encode())
+    assert read_prompts(path) == ["ein Bär", "zwei"]
+    path.write_bytes("ein Bär".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt is no text in UTF-8 \(byte 5 is 228\); save it as UTF-8"):
+        read_prompts(path)
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match=r"is longer than 67108864 bytes of text; give a smaller file"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["a*", "a?/b", "<a", "a>", "a|b", 'a"', "ab:c", "sub/a:b", "a\nb", "a\x7f"])
+def test_output_path_refuses_characters_that_no_system_or_not_all_take(tmp_path, name):
+    with pytest.raises(ValueError, match="which file names can't have; leave it out"):
+        output_path(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", [
+    *("CON", "nul.safetensors", "sub/aux/a", "Com1.tar.gz", "lpt\u00b2", "conout$", "prn .txt"),
+    *("a.", "a ", "a./b", "sub /b", "...", " "),
+])  # fmt: skip
+def test_output_path_refuses_what_windows_takes_for_another(tmp_path, name):
+    with pytest.raises(ValueError, match="is a device of Windows; choose another|ends in a dot or a space; choose an"):
+        output_path(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["conny", "com10", "nullify.safetensors", ".hidden", "a b", "100%", "Bär~$[1]{2}'#&"])
+def test_output_path_takes_what_only_looks_like_them(tmp_path, name):
+    assert output_path(tmp_path, name) == tmp_path / name
+
+
+def test_output_path_takes_what_the_suffix_mends(tmp_path):
+    assert output_path(tmp_path, "v1.", "_00001_.safetensors") == tmp_path / "v1._00001_.safetensors"
+    for name in ("", ".", "..", "a/.."):
+        with pytest.raises(ValueError, match="is not a file name below"):
+            output_path(tmp_path, name, "_00001_.safetensors")
+
+
+@pytest.mark.parametrize("name, length", [
+    ("a" * 255, None), ("ü" * 127, None), ("a/" * 499 + "b", None), ("a" * 256, 256), ("ü" * 128, 256),
+    ("b" * 300 + "/a", 302), ("a/" * 2000, 4000), ("a/" * 500 + "b", 1001),
+])  # fmt: skip
+def test_output_path_bounds_lengths(tmp_path, name, length):
+    if length is None:
+        assert output_path(tmp_path, name).is_relative_to(tmp_path)
+        return
+    with pytest.raises(ValueError, match=rf"too long for a file name \({length} bytes\); give one of up to") as caught:
+        output_path(tmp_path, name)
+    assert len(str(caught.value)) < 400
+    output_path(tmp_path, "a" * 200, "b" * 55)
+    with pytest.raises(ValueError, match="give one of up to 200 bytes"):
+        output_path(tmp_path, "a" * 201, "b" * 55)
+
+
+def test_pictures_may_have_names_that_are_not_written(tmp_path):
+    from PIL import Image
+
+    for name in ("what?.png", "ab:c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    lines = [json.dumps({"file_name": name, "text": name}) for name in ("what?.png", "ab:c.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert sorted(picture.caption for picture in read_folder(tmp_path)) == ["ab:c.png", "what?.png"]
