@@ -15,9 +15,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..lcm_core import atomic
+from ..lcm_core import atomic, files
 from ..lcm_core.files import output_path, write_new
-from ..lcm_core.lora import LoRAVector, architecture, canonical_name, files, flat, spell
+from ..lcm_core.lora import LoRAVector, architecture, canonical_name, flat, spell
 from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters, rescaled, rotated
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed

@@ -17,15 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul, truediv
 
+from ..text import shortened
 from .combine import combine
 from .vector import LoRAVector
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 100
 
+_NAME = r"[A-Za-z_][\w./\\-]*"
+_PATH = re.compile(r"~|/[^\W\d]|\.{1,2}[/\\]|\\|[A-Za-z]:[/\\]|.*\.safetensors$")
 _TOKEN = re.compile(
-    r"""(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
-    |(?P<name>[A-Za-z_][\w./\\-]*)
+    rf"""(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
+    |(?P<name>{_NAME})
     |(?P<quoted>"[^"]*"|'[^']*')
     |(?P<operator>[-+*/()])""",
     re.VERBOSE,
@@ -51,12 +54,25 @@ def parse_expression(text: str) -> dict[str, float]:
             f"column {MAX_LENGTH + 1} of the expression: found character {MAX_LENGTH + 1} of {len(text)}; "
             "allowed here: the end. Save the sum of a part of it as a vector and use its name"
         )
-    value = _Parser(text).parse()
+    try:
+        value = _Parser(text).parse()
+    except ValueError as error:
+        if path := _unquoted_path(text):
+            raise ValueError(f"{error}. Put a path such as '{shortened(path)}' in quotes of its own") from error
+        raise
     if not isinstance(value, dict):
         raise _error(
             1, f"an expression that is only the number {value:g}", "the names of vectors too, such as 0.8*style"
         )
     return value
+
+
+def _unquoted_path(text: str) -> str | None:
+    """The first piece outside of quotes that is meant as a path and no name of the grammar."""
+    for piece in re.findall(r"[^\s*+()\"']+", re.sub(r"\"[^\"]*\"|'[^']*'", " ", text)):
+        if _PATH.match(piece) and not re.fullmatch(_NAME, piece):
+            return piece
+    return None
 
 
 def evaluate_expression(text: str, load: Callable[[str], LoRAVector]) -> LoRAVector:

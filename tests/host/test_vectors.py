@@ -87,6 +87,22 @@ def test_every_node_records_what_it_did(facts):
         assert metadata["ss_output_name"] == "papercut"
 
 
+def test_a_saved_file_has_the_name_that_its_prefix_says(facts):
+    today = facts["saving"]["today"]
+    assert facts["saving"]["names"] == [
+        "numbered/mix_00001_.safetensors",
+        "numbered/mix_00002_.safetensors",
+        "v1._00001_.safetensors",
+        f"{today[:4]}/at_00001_.safetensors",
+        f"{today[:7]}/on {int(today[8:])}_00001_.safetensors",
+        "%KSampler.seed%_00001_.safetensors",
+    ]
+
+
+def test_what_killed_processes_left_is_deleted_when_the_host_starts(facts):
+    assert facts["saving"]["left"] == [False, False]
+
+
 def test_inspection(facts):
     lines = facts["records"]["inspected"].splitlines()
     assert lines[0] == "architecture: Stable Diffusion 1.x"
@@ -214,6 +230,11 @@ def test_a_bad_sweep_is_explained(facts, name, said):
         ("above", ["'../loras/x'", "below"]),
         ("absolute", ["below"]),
         ("drive", ["C:", "below"]),
+        ("endless", ["too long for a file name", "4019 bytes", "981 with its folders"]),
+        ("long", ["too long for a file name", "up to 236 bytes"]),
+        ("question", ["'new/what?' has '?'", "leave it out"]),
+        ("clock", ["has ':'", "leave it out"]),
+        ("device", ["'nul' in 'nul/mix' is a device of Windows"]),
         ("unnamed", ["''", "loras/mix.safetensors"]),
         ("float16", ["float16", "float32"]),
     ],

@@ -5,6 +5,7 @@ python tests/host/vectors.py COMFYUI BASE
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import json
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +180,22 @@ def records(bench: Bench) -> Facts:
     }
 
 
+def saving(bench: Bench) -> Facts:
+    """Names of saved files below output, and what the pack deletes when the host starts."""
+    prefixes = ["numbered/mix", "numbered/mix", "v1.", "%year%/at", "%date:yyyy-MM%/on %date:d%", "%KSampler.seed%"]
+    paths = [bench.save(bench.a, filename_prefix=prefix) for prefix in prefixes]
+    left = [bench.output / folder / f".lcm-lora-{'0' * 16}.part" for folder in ("loras", "lcm_training")]
+    for part in left:
+        part.parent.mkdir(exist_ok=True)
+        part.touch()
+    asyncio.run(bench.host.pack.comfy_entrypoint())
+    return {
+        "names": [path.relative_to(bench.output).as_posix() for path in paths],
+        "today": time.strftime("%Y-%m-%d"),
+        "left": [part.exists() for part in left],
+    }
+
+
 def in_core(bench: Bench) -> Facts:
     """Core's own nodes on our vectors: what they save, and the weights that they and ours make of the pocket model."""
     import comfy.lora
@@ -340,13 +358,18 @@ def refused(bench: Bench) -> Facts:
         "above": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="../loras/x"),
         "absolute": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix=str(bench.folder / "x")),
         "drive": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="C:\\x"),
+        "endless": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="a/" * 2000),
+        "long": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="new/" + "ü" * 120),
+        "question": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="new/what?"),
+        "clock": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="new/%date:hh:mm%"),
+        "device": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix="nul/mix"),
         "unnamed": lambda: run("LCMLoRA_SaveVector", lora=a, filename_prefix=""),
         "float16": lambda: run("LCMLoRA_SaveVector", lora=huge, filename_prefix="new/huge"),
     }.items()}  # fmt: skip
     return facts | {"nothing written": sorted(bench.folder.rglob("*")) == before}
 
 
-CHECKS = (imports, equal, extraction, records, in_core, interrupts, pictures, sweeps, refused, expressions)
+CHECKS = (imports, equal, extraction, records, saving, in_core, interrupts, pictures, sweeps, refused, expressions)
 
 if __name__ == "__main__":
     host = load_host(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -156,3 +156,24 @@ def test_unknown_names():
 
     with pytest.raises(ValueError, match="x.safetensors is not there"):
         evaluate_expression("x", missing)
+
+
+@pytest.mark.parametrize("text, path", [
+    ("0.8*/my/style.safetensors + lcm", "/my/style.safetensors"), ("lcm + ../a.safetensors", "../a.safetensors"),
+    ("./a", "./a"), ("0.5 * ~/loras/a", "~/loras/a"), ("C:\\loras\\a.safetensors", "C:\\loras\\a.safetensors"),
+    ("\\\\host\\a", "\\\\host\\a"), ("2024-style.safetensors", "2024-style.safetensors"),
+    ("'x' + 0.5*2024/style.safetensors", "2024/style.safetensors"), ("style#1.safetensors", "style#1.safetensors"),
+    ("0.8*Bär.safetensors + ä.safetensors", "ä.safetensors"), ("'/in/quotes' + /not/in", "/not/in"),
+])  # fmt: skip
+def test_an_unquoted_path_is_told_to_stand_in_quotes(text, path):
+    message = f"Put a path such as '{path}' in quotes of its own"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_expression(text)
+    assert path in parse_expression(f"0.5*'{path}' + lcm")
+
+
+@pytest.mark.parametrize("text", ["a b", "0.8*style-0.3*detail", "'/x' + ", "a ; import os", "2style", "a /0"])
+def test_other_mistakes_say_nothing_of_paths(text):
+    with pytest.raises(ValueError, match="^column") as caught:
+        parse_expression(text)
+    assert "Put a path" not in str(caught.value)

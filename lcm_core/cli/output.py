@@ -1,0 +1,117 @@
+"""The file that a command writes: what is refused, its names and precision, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .command import Result
+
+if TYPE_CHECKING:
+    from ..lora import LoRAVector
+
+
+def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, Any]) -> None:
+    """Refuses, before any work, an output that could not or should not be written.
+
+    Raises ValueError for another suffix than .safetensors, for an input or a file that is there without --force, and
+    for PEFT's own file name beside a config that would be read with it; FileNotFoundError for a missing folder.
+    """
+    output = Path(args.output)
+    if output.suffix.lower() != ".safetensors":
+        raise ValueError(f"{output} has suffix {output.suffix!r}; a LoRA is written as .safetensors only")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"the folder {output.parent} does not exist; make it first")
+    if output.exists() and not args.force:
+        is_input = any(Path(path).exists() and output.samefile(path) for path in inputs)
+        what = "is an input" if is_input else "is there already"
+        raise ValueError(f"{output} {what}; choose another name, or replace it with --force")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give the name of a file")
+    if output.name == "adapter_model.safetensors" and output.with_name("adapter_config.json").exists():
+        raise ValueError(
+            f"{output} would be read with the alpha of the adapter_config.json beside it; choose another name or folder"
+        )
+
+
+def save(
+    vector: LoRAVector,
+    args: argparse.Namespace,
+    record: Mapping[str, str],
+    dialect: str,
+    dtype: str,
+    exact: tuple[Sequence[LoRAVector], Sequence[float]] | None = None,
+) -> Result:
+    """Writes the output and says what is in it.
+
+    With `exact`, the terms and weights of a sum, also how far the file is from it, rounding included.
+    """
+    import torch
+
+    from ..lora import LoRAVector, write_lora
+    from ..lora.combine import sum_norm
+    from ..lora.record import EXPRESSION
+
+    if not vector:
+        raise ValueError("nothing is left to write: every module has weight 0; correct the weights")
+    state = vector.state_dict(dialect, getattr(torch, dtype))
+    written = LoRAVector.from_state_dict(state)
+    error = None
+    if exact is not None:
+        terms, weights = exact
+        whole = sum_norm(terms, weights)
+        error = sum_norm([written, *terms], [1.0, *(-weight for weight in weights)]) / whole if whole else 0.0
+    try:
+        write_lora(args.output, state, {**vector.metadata, **record}, replace=args.force)
+    except FileExistsError as exists:
+        raise ValueError(
+            f"{args.output} was made by another program meanwhile; choose another name, or replace it with --force"
+        ) from exists
+    return {
+        "output": args.output,
+        "expression": record[EXPRESSION],
+        "modules": len(written),
+        "diffs": len(written.diffs) or None,
+        "rank": written.rank,
+        "parameters": written.parameters,
+        "norm": written.norm(),
+        "relative_error": error,
+        "dialect": dialect,
+        "dtype": dtype,
+        "bytes": Path(args.output).stat().st_size,
+    }
+
+
+def spelling(args: argparse.Namespace) -> tuple[str, str]:
+    """The dialect and dtype asked for, else the input's; float16 holds every fp8, float32 what else differs."""
+    dialect, _, dtypes = header(args.input)
+    if all(dtype == "F16" or dtype.startswith("F8") for dtype in dtypes):
+        dtype = "float16"
+    else:
+        dtype = "bfloat16" if dtypes == ["BF16"] else "float32"
+    return args.dialect or dialect, args.dtype or dtype
+
+
+def header(path: str) -> tuple[str, list[str], list[str]]:
+    """(dialect, kinds of adapter, dtypes as safetensors names them) of a LoRA file, from its header alone."""
+    from ..files import open_safetensors
+    from ..lora.keys import HADAMARD, KRONECKER, split_key
+
+    kind_of = {"down": "LoRA", "diff": "difference", "diff_b": "difference"}
+    kind_of |= {**dict.fromkeys(HADAMARD, "LoHa"), **dict.fromkeys(KRONECKER, "LoKr")}
+    names, kinds, dtypes = set(), set(), set()
+    with open_safetensors(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            name, role = split_key(key) or (key, "")
+            names.add(name)
+            if role in kind_of:
+                kinds.add(kind_of[role])
+            if role != "alpha":
+                dtypes.add(str(file.get_slice(key).get_dtype()))
+    if any(name.startswith("diffusion_model.") for name in names):
+        dialect = "native"
+    else:
+        dialect = "peft" if any("." in name for name in names) else "kohya"
+    return dialect, sorted(kinds), sorted(dtypes)

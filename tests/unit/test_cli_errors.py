@@ -1,0 +1,178 @@
+"""Whatever ends a command is one line without a traceback, also where nobody reads it any more."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcm_core import cli
+from lcm_core.cli.errors import explained
+from lcm_core.lora import Factors, LoRAVector
+
+ROOT = Path(__file__).parents[2]
+MODULE = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+MERGE = ["merge", "a.safetensors", "-o", "o.safetensors"]
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    LoRAVector({MODULE: Factors(torch.ones(1, 768), torch.ones(12, 1), 1.0)}).save("a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def start(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "lcm_core.cli", *arguments], env=environment, text=True, **options)
+
+
+def fail(*_):
+    raise torch.linalg.LinAlgError("linalg.svd: failed to converge")
+
+
+def recurse(*_):
+    return recurse()
+
+
+def allocate(*_):
+    return torch.empty(2**62, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("failure, message", [
+    (allocate, "there is not enough memory (.*); give a lower --rank, or close programs"),
+    (MemoryError(), "there is not enough memory (for this); give a lower --rank, or close programs"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "there is not enough memory (CUDA out of memory. Tried); "),
+    (fail, "a decomposition has no result (linalg.svd: failed to converge); the file's values are too large"),
+    (recurse, "the input is nested too deeply; make it simpler"),
+    (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; choose a file and a folder that"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory; give the path of a file"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error; see to that and try again"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "a text is not UTF-8 ("),
+    (KeyError("x"), "KeyError at test_cli_errors.py:"),
+    (AssertionError("y" * 999), "y; this is a defect of lcm-lora, report this line"),
+])  # fmt: skip
+def test_every_failure_is_one_line(file, capsys, monkeypatch, failure, message):
+    def load(path):
+        if isinstance(failure, BaseException):
+            raise failure
+        return failure()
+
+    monkeypatch.setattr(LoRAVector, "load", load)
+    assert cli.main([*MERGE, "--json"]) == 1
+    out, err = capsys.readouterr()
+    said = json.loads(out)["error"]
+    start, _, end = message.partition(".*")
+    assert start in said
+    assert end in said
+    assert err == f"lcm-lora merge: error: {said}\n"
+    assert len(said) < 500
+    assert [path.name for path in file.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_a_system_exit_is_no_error_of_ours(file, monkeypatch):
+    monkeypatch.setattr(LoRAVector, "load", lambda path: sys.exit(7))
+    with pytest.raises(SystemExit):
+        cli.main(MERGE)
+    assert explained(KeyboardInterrupt()) == (130, "interrupted")
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "a.safetensors", "a.safetensors"], [*MERGE, "--json"]])
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_closed_pipe_is_no_error(file, arguments):
+    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a full device")
+def test_a_full_disk_under_stdout_is_an_error(file):
+    with open("/dev/full", "w") as full:
+        process = start("inspect", "a.safetensors", stdout=full, stderr=subprocess.PIPE)
+        assert process.stderr.read().startswith("lcm-lora inspect: error: stdout: No space left on device; make room")
+    assert process.wait() == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("after", [0.2, 0.5, 0.9])
+def test_an_interrupt_is_quiet_at_any_time(file, after):
+    """Also while torch is imported; before Python itself has started the signal can't be caught."""
+    process = start("inspect", *["a.safetensors"] * 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode in (0, 130)
+
+
+@pytest.mark.parametrize("warn", [
+    lambda: logging.getLogger("lcm_core.lora.vector").warning("the alpha of %s\nis unknown", "a.safetensors"),
+    lambda: warnings.warn_explicit("the alpha of a.safetensors is unknown", UserWarning, cli.__file__, 1),
+])  # fmt: skip
+def test_warnings_are_told_once(file, capsys, monkeypatch, warn):
+    load = LoRAVector.load
+    monkeypatch.setattr(LoRAVector, "load", lambda *path: [warn(), warn()] and load(*path))
+    text = "the alpha of a.safetensors is unknown"
+    assert cli.main(["inspect", "a.safetensors", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["warnings"] == [text]
+    assert err == f"lcm-lora: warning: {text}\n"
+    assert cli.main(["inspect", "a.safetensors", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["inspect", "a.safetensors"]) == 0
+    assert capsys.readouterr().err == f"lcm-lora: warning: {text}\n"
+
+
+def test_warnings_of_others_are_left_as_they_are(file, capsys, monkeypatch):
+    load = LoRAVector.load
+    monkeypatch.setattr(LoRAVector, "load", lambda *path: [warnings.warn("theirs", stacklevel=1)] and load(*path))
+    with pytest.warns(UserWarning, match="theirs"):
+        assert cli.main(["inspect", "a.safetensors", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warnings" not in json.loads(out)
+    assert err == ""
+
+
+def test_a_file_made_meanwhile_is_kept_without_force(file, capsys, monkeypatch):
+    state_dict = LoRAVector.state_dict
+    output = file.with_name("o.safetensors")
+
+    def late(*arguments):
+        output.write_bytes(b"theirs")
+        return state_dict(*arguments)
+
+    monkeypatch.setattr(LoRAVector, "state_dict", late)
+    assert cli.main(MERGE) == 1
+    assert "o.safetensors was made by another program meanwhile; choose another name" in capsys.readouterr().err
+    assert output.read_bytes() == b"theirs"
+    assert cli.main([*MERGE, "--force"]) == 0
+    assert LoRAVector.load(output).rank == 1
+    output.unlink()
+    output.mkdir()
+    assert cli.main([*MERGE, "--force"]) == 1
+    assert "o.safetensors is a folder; give the name of a file" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = "import sys, lcm_core.cli; sys.modules['torch'] = None; lcm_core.cli.main(['merge', '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: lcm-lora merge ")
+    assert done.stderr == ""
+    code = "import sys, lcm_core.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_new_module_is_a_new_command():
+    assert set(cli.COMMANDS) == {"merge", "extract", "resize", "inspect", "convert", "distill"}
+    files = {path.stem for path in (ROOT / "lcm_core" / "cli" / "commands").glob("[!_]*.py")}
+    assert set(cli.COMMANDS) == files
