@@ -1,10 +1,5 @@
-"""`python -m lcm_core.cli`"""
-
 import sys
 
-try:
-    from . import main
+from . import main
 
-    sys.exit(main())
-except KeyboardInterrupt:
-    sys.exit(130)
+sys.exit(main())

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcm_core import cli
-from lcm_core.cli import command
+from lcm_core.cli import command, program
 from lcm_core.cli.commands import merge
 from lcm_core.lora import METHODS, Factors, LoRAVector, combine, read_lora, scale_blocks
 from lcm_core.lora.keys import DIALECTS
@@ -337,4 +337,4 @@ def test_module_runs_as_a_program():
     command = [sys.executable, "-m", "lcm_core.cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(cli.__file__).parents[2])
     assert done.stdout.startswith("usage: lcm-lora ")
-    assert all(f"\n    {name}" in done.stdout for name in cli.COMMANDS)
+    assert all(f"\n    {name}" in done.stdout for name in program.COMMANDS)
