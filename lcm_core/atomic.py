@@ -133,7 +133,7 @@ def _place(part: Path, path: Path, replace: bool) -> None:
     if replace:
         os.replace(part, path)
     elif os.name == "nt":
-        os.rename(part, path)
+        os.rename(part, path)  # there it replaces nothing
     else:
         try:
             os.link(part, path)

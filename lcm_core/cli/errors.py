@@ -41,8 +41,9 @@ def _reason(error: BaseException) -> str:
         if "; " not in reason:
             reason += f"; {REMEDIES.get(error.errno or 0, 'see to that and try again')}"
         return f"{error.filename}: {reason}" if error.filename else reason
-    if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in MEMORY):
-        return f"there is not enough memory ({shortened(text) or 'for this'}); give a lower --rank, or close programs"
+    refused = isinstance(error, RuntimeError) and any(phrase in text.lower() for phrase in MEMORY)
+    if refused or isinstance(error, MemoryError):
+        return f"there is not enough memory ({shortened(text) or 'for this'}); close other programs or use smaller files"
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8 ({shortened(text)}); save it as UTF-8"
     if isinstance(error, RecursionError):

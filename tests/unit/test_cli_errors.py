@@ -47,8 +47,8 @@ def allocate(*_):
 
 
 @pytest.mark.parametrize("failure, message", [
-    (allocate, "there is not enough memory (.*); give a lower --rank, or close programs"),
-    (MemoryError(), "there is not enough memory (for this); give a lower --rank, or close programs"),
+    (allocate, "there is not enough memory (.*); close other programs or use smaller files"),
+    (MemoryError(), "there is not enough memory (for this); close other programs or use smaller files"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), "there is not enough memory (CUDA out of memory. Tried); "),
     (fail, "a decomposition has no result (linalg.svd: failed to converge); the file's values are too large"),
     (recurse, "the input is nested too deeply; make it simpler"),
