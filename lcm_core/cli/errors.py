@@ -43,17 +43,16 @@ def _reason(error: BaseException) -> str:
         return f"{error.filename}: {reason}" if error.filename else reason
     refused = isinstance(error, RuntimeError) and any(phrase in text.lower() for phrase in MEMORY)
     if refused or isinstance(error, MemoryError):
-        return f"there is not enough memory ({shortened(text) or 'for this'}); close other programs or use smaller files"
+        return f"there is not enough memory ({shortened(text) or 'for this'}); close programs or use smaller files"
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8 ({shortened(text)}); save it as UTF-8"
     if isinstance(error, RecursionError):
         return "the input is nested too deeply; make it simpler"
     if type(error).__name__.endswith("LinAlgError"):
-        return f"a decomposition has no result ({shortened(text)}); the file's values are too large or too far apart"
+        return f"a decomposition has no result ({shortened(text)}); use weights or files of smaller values"
     if isinstance(error, (ValueError, FloatingPointError, ImportError)):
         return text
-    kind = f"{type(error).__name__} at {_place(error)}: {shortened(text)}"
-    return f"{kind}; {DEFECT}"
+    return f"{type(error).__name__} at {_place(error)}: {shortened(text)}; {DEFECT}"
 
 
 def _place(error: BaseException) -> str:
