@@ -61,7 +61,7 @@ def check_error(error: BaseException, path: Path, names_file: bool) -> list[Find
         return [("unexplained", f"{kind} at {Path(place.filename).name}:{place.lineno}")]
     if names_file and path.name not in text and "adapter_config.json" not in text:
         return [("unexplained", f"does not name the file: {kind}")]
-    if not re.search("[;.,(] ", text):
+    if not re.search(r"; |\. [A-Z]", text):
         return [("unexplained", f"has no remedy: {kind}")]
     if len(text) > LONGEST:
         return [("unexplained", f"has {len(text)} characters: {kind}")]
