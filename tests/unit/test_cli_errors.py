@@ -60,7 +60,7 @@ def allocate(*_):
     (AssertionError("y" * 999), "y; this is a defect of lcm-lora, report this line"),
 ])  # fmt: skip
 def test_every_failure_is_one_line(file, capsys, monkeypatch, failure, message):
-    def load(path):
+    def load(*_):
         if isinstance(failure, BaseException):
             raise failure
         return failure()
@@ -78,7 +78,7 @@ def test_every_failure_is_one_line(file, capsys, monkeypatch, failure, message):
 
 
 def test_a_system_exit_is_no_error_of_ours(file, monkeypatch):
-    monkeypatch.setattr(LoRAVector, "load", lambda path: sys.exit(7))
+    monkeypatch.setattr(LoRAVector, "load", lambda *_: sys.exit(7))
     with pytest.raises(SystemExit):
         cli.main(MERGE)
     assert explained(KeyboardInterrupt()) == (130, "interrupted")
