@@ -24,8 +24,9 @@ class NoiseSchedule:
     """The cumulative products ᾱ_t of a variance-preserving diffusion, for timesteps t = 0 … T − 1.
 
     `alphas_cumprod` is a (T,) tensor that never increases, with values in [0, 1]; it is kept in float64 on the CPU.
-    Timesteps may be Python numbers or tensors of any shape. Fractional ones interpolate log(σ/α) linearly, so that
-    α² + σ² = 1 holds in between. A timestep outside 0 … T − 1 is a ValueError.
+    Timesteps may be Python numbers or tensors of any shape. Fractional ones interpolate log(σ/α) linearly, and beside
+    pure noise or a clean image, where that is infinite, the angle arctan(σ/α): both keep α² + σ² = 1 and are monotone
+    and continuous. A timestep outside 0 … T − 1 is a ValueError.
     """
 
     alphas_cumprod: Tensor
@@ -87,7 +88,11 @@ class NoiseSchedule:
                 f"timestep {outside:g} is outside 0 … {self.steps - 1}; clamp it, or use the schedule it belongs to"
             )
         below, above, fraction = self.alphas_cumprod[t.floor().long()], self.alphas_cumprod[t.ceil().long()], t.frac()
-        between = torch.sigmoid((1 - fraction) * torch.logit(below) + fraction * torch.logit(above))
+        logit, angle = (
+            (1 - fraction) * measure(below) + fraction * measure(above)
+            for measure in (torch.logit, lambda product: torch.atan2((1 - product).sqrt(), product.sqrt()))
+        )
+        between = torch.where(logit.isfinite(), torch.sigmoid(logit), torch.cos(angle) ** 2)
         return torch.where(fraction == 0, below, between)
 
 

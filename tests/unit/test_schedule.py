@@ -42,7 +42,28 @@ def test_fractional_timesteps_interpolate_log_sigma_over_alpha():
     assert log_ratio[1] == pytest.approx(0.75 * log_ratio[0] + 0.25 * log_ratio[2], rel=1e-12)
     assert SD.alpha(10.25) ** 2 + SD.sigma(10.25) ** 2 == pytest.approx(1, rel=1e-12)
     assert torch.equal(SD.sigma(torch.tensor([10.0, 999.0])), SD.sigma(torch.tensor([10, 999])))
-    assert SD.zero_terminal_snr().alpha(998.5).item() == 0
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.3, 0.0], [1.0, 0.3, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0]])
+def test_fractional_timesteps_beside_pure_noise_or_a_clean_image_fall_without_a_jump(values):
+    schedule = NoiseSchedule(torch.tensor(values, dtype=torch.float64))
+    last = len(values) - 1
+    t = torch.linspace(0, last, 1000 * last + 1, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t), rtol=0, atol=1e-12)
+    assert (alpha.diff() <= 1e-12).all() and (sigma.diff() >= -1e-12).all()
+    assert torch.atan2(sigma, alpha).diff().abs().max() < 3e-3, "an angle of at most π/2 in 1000 parts"
+
+
+def test_half_a_timestep_before_pure_noise_is_half_of_the_angle():
+    zero = SD.zero_terminal_snr()
+    alpha, sigma = zero.process(998)
+    angle = (math.atan2(sigma, alpha) + math.pi / 2) / 2
+    assert zero.process(998.5) == pytest.approx((math.cos(angle), math.sin(angle)), rel=1e-9)
+    assert zero.alpha(998.999999).item() == pytest.approx(alpha * 1e-6, rel=1e-3)
+    assert zero.alpha(997.5).item() == pytest.approx(
+        1 / math.sqrt(1 + math.prod(zero.sigma(t).item() / zero.alpha(t).item() for t in (997, 998))), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("t", [-1, 1000, 999.5, math.nan, torch.tensor([3, 1000])])
