@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BEFORE_STEPS = 2**64 - 1  # the step of the noise that sampling begins with: no sampler takes so many
+
 
 def step_noise(
     shape: Sequence[int], seed: int | Sequence[int], step: int, indices: Sequence[int] | None = None

@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import comfy.model_management
 import comfy.model_sampling
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..lcm_core.consistency import boundary_scalings, multistep_sample, stream_sample
 from ..lcm_core.guidance import guidance_embedding, load_guidance_projection
-from ..lcm_core.noise import step_noise
+from ..lcm_core.noise import BEFORE_STEPS, step_noise
 from ..lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
 
 
@@ -288,11 +288,23 @@ def stream_sampler(gamma: float, latent: dict, *conditionings):
     return comfy.samplers.KSAMPLER(sample_stream, {"gamma": gamma, "indices": latent.get("batch_index")})
 
 
+def first_noise(samples: Tensor, seed: int, indices: Sequence[int] | None = None) -> Tensor:
+    """The noise (B, …) that sampling begins with: the host's for a seed below 2³², `step_noise`'s above.
+
+    The host's generator takes 32 bits of a seed. Nested latents keep the host's noise. ValueError for a seed below 0 or
+    beyond 64 bits.
+    """
+    if samples.is_nested or 0 <= seed < 2**32:
+        return comfy.sample.prepare_noise(samples, seed, indices)
+    return step_noise(samples.shape, seed, BEFORE_STEPS, indices).to(samples.dtype)
+
+
 def sample_latent(
     model, positive, negative, latent, sampler, sigmas: Tensor, seed: int, cfg: float,
     seeds: list[int] | None = None, progress: int | None = None,
 ):  # fmt: skip
-    """A LATENT made as the host's SamplerCustom makes it: same noise, guidance, masks, previews and interrupts.
+    """A LATENT made as the host's SamplerCustom makes it: same noise (up to seed 2³² − 1), guidance, masks, previews
+    and interrupts.
 
     seeds: one for each image, in place of `seed`. progress: how many reports the sampler makes, if not one a step.
     Where the latent's mask is 0 the result is the latent, bit for bit.
@@ -310,9 +322,9 @@ def sample_latent(
             "encode it with this model's VAE"
         )
     if seeds is None:
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        noise = first_noise(samples, seed, latent.get("batch_index"))
     elif len(seeds) == len(samples):
-        noise = torch.cat([comfy.sample.prepare_noise(samples[:1], s) for s in seeds])
+        noise = torch.cat([first_noise(samples[:1], s) for s in seeds])
     else:
         raise ValueError(f"{len(seeds)} seeds for a batch of {len(samples)} images; give one for each image, or none")
     total = progress or len(sigmas) - 1

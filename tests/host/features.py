@@ -225,6 +225,38 @@ def seeds(bench: Bench) -> Facts:
     }
 
 
+def long_seeds(bench: Bench) -> Facts:
+    """The first noise of seeds below and from 2³² on, alone and in a batch, by node."""
+    import comfy.sample
+
+    facts: Facts = {}
+    for node in ("LCMLoRA_Sampler", "LCMLoRA_StreamBatch"):
+        sigma = None
+
+        def first(seed: int, batch: int = 3, picked: int | None = None, node: str = node) -> torch.Tensor:
+            nonlocal sigma
+            watched = bench.watch()
+            latent = empty(batch) if picked is None else empty(1) | {"batch_index": [picked]}
+            bench.sample(watched.model, node, latent=latent, seed=seed, steps=1)
+            sigma = watched.calls[0][1][0]
+            return torch.cat([x for x, _, _ in watched.calls])
+
+        short = [first(seed) for seed in (7, 2**32 - 1)]
+        hosts = [comfy.sample.prepare_noise(empty(3)["samples"], seed) for seed in (7, 2**32 - 1)]
+        sampling = bench.model.get_model_object("model_sampling")
+        given = [sampling.noise_scaling(sigma.view(1), noise, torch.zeros(1), True) for noise in hosts]
+        long = {seed: first(seed) for seed in (7 + 2**32, 7 + 2**33, 7 + 2**63)}
+        alone = torch.cat([first(7 + 2**32, picked=i) for i in range(3)])
+        rows = torch.cat([short[0], *long.values()]).flatten(1)
+        facts[node] = {
+            "from the host's": max(largest(a, b) for a, b in zip(short, given, strict=True)),
+            "alone": largest(alone, long[7 + 2**32]),
+            "different": len(torch.unique(rows, dim=0)),
+            "spread": [rows.std().item() / short[0].std().item(), rows.mean().item() / rows.std().item()],
+        }
+    return facts
+
+
 def inpainting(bench: Bench) -> Facts:
     """Outside the mask: the result against the input latent, and the noise at each step against the inside's."""
     from lcm_core.noise import step_noise
@@ -398,8 +430,8 @@ def picture(bench: Bench) -> Facts:
 
 
 CHECKS = (
-    guidance, other_guidance, grid, predictions, seeds, inpainting, stream, previews, interrupt, refused, warnings,
-    picture,
+    guidance, other_guidance, grid, predictions, seeds, long_seeds, inpainting, stream, previews, interrupt, refused,
+    warnings, picture,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -77,6 +77,15 @@ def test_an_image_with_its_own_seed_is_what_that_seed_makes(facts):
     assert facts["seeds"]["apart"] > 0.1
 
 
+@pytest.mark.parametrize("node", ["LCMLoRA_Sampler", "LCMLoRA_StreamBatch"])
+def test_every_bit_of_a_seed_counts_and_short_seeds_keep_the_hosts_first_noise(facts, node):
+    found = facts["long_seeds"][node]
+    assert found["from the host's"] == 0
+    assert found["alone"] == 0
+    assert found["different"] == 4 * 3
+    assert found["spread"] == pytest.approx([1, 0], abs=0.1)
+
+
 def test_outside_the_mask_is_the_input_bit_for_bit(facts):
     found = facts["inpainting"]
     for name in ("hard 1.0", "soft 1.0", "hard 0.4", "soft 0.4"):

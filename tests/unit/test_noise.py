@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lcm_core.noise import step_noise
+from lcm_core.noise import BEFORE_STEPS, step_noise
 
 SHAPE = (5, 4, 8, 8)
 
@@ -21,6 +21,8 @@ def test_every_seed_image_and_step_has_its_own_noise():
     seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 - 1]
     rows = torch.cat([step_noise((3, 16), seed, step) for seed in seeds for step in range(4)])
     assert len(torch.unique(rows, dim=0)) == len(rows) == len(seeds) * 4 * 3
+    first = step_noise((3, 16), 2**32, BEFORE_STEPS)
+    assert len(torch.unique(torch.cat([rows, first]), dim=0)) == len(rows) + 3
     # swapping image and step, or moving one into the seed, gives something else
     assert not torch.equal(step_noise((1, 16), 0, 1, [2]), step_noise((1, 16), 0, 2, [1]))
     assert not torch.equal(step_noise((1, 16), 1, 0, [0]), step_noise((1, 16), 0, 1, [0]))
