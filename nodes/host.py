@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import comfy.model_management
@@ -373,7 +374,17 @@ def show_text(text: str) -> None:
     if (context := get_executing_context()) is not None:
         from server import PromptServer
 
-        PromptServer.instance.send_progress_text(text, context.node_id)
+        PromptServer.instance.send_progress_text(inert(text), context.node_id)
+
+
+def inert(text: str) -> str:
+    """A text as it reads, without what a front end that inserts it as HTML would act on.
+
+    Front ends up to 1.35.9 and some after them do, and they make a link of `[[label|address]]`, of which `__LNK0__` is
+    their own mark; newer ones show the text as it is. So `<` becomes ‹, which reads alike in both, and spaces part the
+    other two.
+    """
+    return re.sub(r"\[(?=\[)", "[ ", text.replace("<", "‹")).replace("__LNK", "__ LNK")
 
 
 def warn(text: str) -> None:
