@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .text import quoted
+
 BEFORE_STEPS = 2**64 - 1  # the step of the noise that sampling begins with: no sampler takes so many
 
 
@@ -37,7 +39,7 @@ def step_noise(
     checked = [*(("seed", s) for s in seeds), ("step", step), *(("image index", index) for index in indices)]
     for name, value in checked:
         if not (isinstance(value, Integral) and 0 <= value < 2**64):
-            raise ValueError(f"{name} {value!r} is not in 0 … 2**64 - 1; choose a whole number in that range")
+            raise ValueError(f"{name} {quoted(value)} is not in 0 … 2**64 - 1; choose a whole number in that range")
     noise = torch.empty(tuple(shape), dtype=torch.float32)
     for row, key, index in zip(noise, seeds, indices, strict=True):
         counter = np.array([0, 0, step, index], dtype=np.uint64)

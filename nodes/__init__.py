@@ -1,5 +1,6 @@
 from comfy_api.latest import ComfyExtension, io
 
+from .checks import checked
 from .distillation import Distill, Finetune
 from .host_loras import remove_leftovers
 from .loading import LoadLCMLoRA
@@ -16,28 +17,31 @@ from .sweeps import Sweep, SweepGrid
 from .vectors import ApplyVector, Arithmetic, Combine, Expression, LoadVector, SaveVector
 
 NODES: list[type[io.ComfyNode]] = [
-    LCMSampler,
-    LoadLCMLoRA,
-    FullLCMGuidance,
-    StreamBatch,
-    ConsistencySamplerSelect,
-    LCMSchedule,
-    ConsistencyModelSampling,
-    LoadVector,
-    ApplyVector,
-    Arithmetic,
-    Expression,
-    Combine,
-    Compress,
-    Extract,
-    BlockWeights,
-    Compare,
-    Inspect,
-    Sweep,
-    SweepGrid,
-    SaveVector,
-    Distill,
-    Finetune,
+    checked(node)
+    for node in (
+        LCMSampler,
+        LoadLCMLoRA,
+        FullLCMGuidance,
+        StreamBatch,
+        ConsistencySamplerSelect,
+        LCMSchedule,
+        ConsistencyModelSampling,
+        LoadVector,
+        ApplyVector,
+        Arithmetic,
+        Expression,
+        Combine,
+        Compress,
+        Extract,
+        BlockWeights,
+        Compare,
+        Inspect,
+        Sweep,
+        SweepGrid,
+        SaveVector,
+        Distill,
+        Finetune,
+    )
 ]
 
 

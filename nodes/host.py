@@ -26,6 +26,9 @@ from ..lcm_core.consistency import boundary_scalings, multistep_sample, stream_s
 from ..lcm_core.guidance import guidance_embedding, load_guidance_projection
 from ..lcm_core.noise import BEFORE_STEPS, step_noise
 from ..lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
+from ..lcm_core.text import quoted
+
+MOST_IMAGES = 4096  # in a batch: the most that the host's EmptyLatentImage makes
 
 
 def check_finite(**values: float) -> None:
@@ -137,13 +140,28 @@ def load_projection(name: str) -> Tensor:
     return load_guidance_projection(checkpoint_path(name))
 
 
-def numbers(name: str, text: str, kind: type[int] | type[float] = float) -> list:
-    """The numbers of a text like "999, 759, 499, 259"; ValueError for a word that is not one."""
+def numbers(name: str, text: str, kind: type[int] | type[float] = float, most: int = MOST_IMAGES) -> list:
+    """The numbers of a text like "999, 759, 499, 259"; ValueError for a word that is not one, or more than `most`."""
+    words = text.replace(",", " ").split()
+    if len(words) > most:
+        raise ValueError(f"{name} has {len(words):,} numbers and takes {most:,} at most; leave the others out")
+    return [_number(name, word, kind) for word in words]
+
+
+def _number(name: str, word: str, kind: type[int] | type[float]) -> int | float:
+    if kind is int:
+        if re.fullmatch(r"[+-]?[0-9]{1,20}", word):
+            return int(word)
+        raise ValueError(
+            f"{name} has {quoted(word)} and takes whole numbers of up to 20 digits; write such ones, as in 999, 759"
+        )
     try:
-        return [kind(word) for word in text.replace(",", " ").split()]
-    except ValueError as error:
-        whole = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name} is {text!r}; give {whole} with commas between: {error}") from error
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name} has {quoted(word)} and takes finite numbers; write such ones, as in 0.8, 1")
+    return value
 
 
 def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timesteps: str = "") -> Tensor:
@@ -151,11 +169,10 @@ def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timestep
 
     They are at `lcm_timesteps`, or at the user's `timesteps` if that text is not blank.
     """
-    check_finite(denoise=strength)
     table = model.get_model_object("model_sampling").sigmas
     grid = {"original_steps": original_steps, "strength": strength, "train_steps": len(table)}
     if timesteps.strip():
-        chosen = custom_timesteps(numbers("timesteps", timesteps, int), **grid)
+        chosen = custom_timesteps(numbers("timesteps", timesteps, int, len(table)), **grid)
     else:
         chosen = lcm_timesteps(steps, **grid)
     return torch.cat([table[chosen].float().cpu(), torch.zeros(1)])
@@ -185,7 +202,9 @@ def forward_process(sampling):
 
 def check_end(sigmas: Tensor) -> None:
     if len(sigmas) == 0 or sigmas[-1] != 0:
-        raise ValueError(f"the sigmas are {sigmas.tolist()}, but consistency sampling ends clean; end them at 0")
+        raise ValueError(
+            f"the sigmas are {quoted(sigmas.tolist())}, but consistency sampling ends clean; end them at 0"
+        )
 
 
 MOST_CFG = 2.0
@@ -245,7 +264,6 @@ def sample_consistency(
 
 def consistency_sampler(gamma: float, guidance_until: float = 1.0, latent=None, seeds: list[int] | None = None):
     """A SAMPLER of the host; `latent` tells the batch places of its images where they are not 0, 1, ..."""
-    check_finite(gamma=gamma, guidance_until=guidance_until)
     options = {"gamma": gamma, "guidance_until": guidance_until, "seeds": seeds}
     if seeds is None:
         options["indices"] = (latent or {}).get("batch_index")
@@ -280,7 +298,6 @@ def sample_stream(
 
 def stream_sampler(gamma: float, latent: dict, *conditionings):
     """A SAMPLER that pipelines the frames of `latent`. ValueError for a mask or conditioning that varies by frame."""
-    check_finite(gamma=gamma)
     if latent.get("noise_mask") is not None:
         raise ValueError("the latent has a noise mask, which stream batching does not take; use LCM Sampler for it")
     for cond, _ in (entry for conditioning in conditionings for entry in conditioning):
@@ -310,13 +327,18 @@ def sample_latent(
     seeds: one for each image, in place of `seed`. progress: how many reports the sampler makes, if not one a step.
     Where the latent's mask is 0 the result is the latent, bit for bit.
     """
-    check_finite(cfg=cfg)
     timesteps = ", ".join(f"{float(model.get_model_object('model_sampling').timestep(s)):.0f}" for s in sigmas[:-1])
     show_text(f"timesteps {timesteps}")
     if cfg > MOST_CFG:
         warn(f"cfg {cfg:g} burns the picture: an LCM has its guidance inside; use 1, and {MOST_CFG:g} at most")
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    channels = model.get_model_object("latent_format").latent_channels
+    latent_format = model.get_model_object("latent_format")
+    channels, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
+    if not samples.is_nested and samples.ndim != dimensions + 2:
+        raise ValueError(
+            f"the latent is {tuple(samples.shape)} and the model takes {dimensions + 2} dimensions; encode it with "
+            "this model's VAE"
+        )
     if samples.shape[1] != channels:
         raise ValueError(
             f"the latent has {samples.shape[1]} channels and the model takes {channels}; "

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms, extract, preset_weights, scale_blocks
 from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
-from ..lcm_core.text import listed
+from ..lcm_core.text import listed, quoted
 from . import host, host_loras, plotting
 from .plotting import ALL
 from .vectors import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
@@ -119,7 +119,6 @@ class BlockWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, weights, rest):
-        host.check_finite(rest=rest)
         vector = host_loras.to_vector(lora)
         weighted = scale_blocks(vector, block_weights(weights, rest))
         record = call_record("block_weights", [host_loras.record_of(lora)], blocks=" ".join(weights.split()), rest=rest)
@@ -139,11 +138,11 @@ def block_weights(text: str, rest: float) -> dict[str, float]:
     weights: dict[str, float] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         pattern, _, weight = map(str.strip, line.rpartition(":"))
-        values = host.numbers(f"the weight in the line {line!r}", weight)
+        values = host.numbers(f"the weight in the line {quoted(line)}", weight)
         if not pattern or pattern in weights or len(values) != 1:
             raise ValueError(
-                f"the line {line!r} is not a new pattern and its weight; write lines such as 'OUT*: 0.5', or a list of "
-                "12, 17, 20 or 26 numbers"
+                f"the line {quoted(line)} is not a new pattern and its weight; write lines such as 'OUT*: 0.5', or a "
+                "list of 12, 17, 20 or 26 numbers"
             )
         weights[pattern] = values[0]
     return {**weights, "*": weights.get("*", rest)}
@@ -175,7 +174,9 @@ class Compare(io.ComfyNode):
         loras = {name: lora for name, lora in zip("abcd", (a, b, c, d), strict=True) if lora is not None}
         given = [name.strip() for name in names.split(",")] if names.strip() else list(loras)
         if len(set(given)) != len(loras) or len(given) != len(loras):
-            raise ValueError(f"names {names!r} are {len(given)} for {len(loras)} vectors; give one of its own to each")
+            raise ValueError(
+                f"names {quoted(names)} are {len(given)} for {len(loras)} vectors; give one of its own to each"
+            )
         vectors = {name: host_loras.to_vector(lora) for name, lora in zip(given, loras.values(), strict=True)}
         norms, cosines = measure(vectors)
         lines = [f"{name}: {size(vector, norms[name][ALL])}" for name, vector in vectors.items()]
@@ -186,7 +187,7 @@ class Compare(io.ComfyNode):
 def measure(vectors: Mapping[str, LoRAVector]) -> tuple[plotting.Norms, plotting.Cosines]:
     """Each vector's norms and each pair's cosines by block, and of the whole, which follows from the blocks."""
     if not any(vectors.values()):
-        raise ValueError(f"the vectors {', '.join(vectors)} are all empty; give some that have modules")
+        raise ValueError(f"the vectors {listed(vectors, 4)} are all empty; give some that have modules")
     pairs, report = list(combinations(vectors, 2)), host.progress()
     norms = {name: block_norms(vector) for name, vector in vectors.items()}
     whole = {name: math.hypot(*found.values()) for name, found in norms.items()}

@@ -5,6 +5,7 @@ import math
 import torch
 from comfy_api.latest import io
 
+from ..lcm_core.text import listed, quoted
 from . import host, plotting
 from .vectors import CATEGORY
 
@@ -53,8 +54,8 @@ def lambdas(name: str, text: str) -> list[float]:
     values: list[float] = []
     for word in text.replace(",", " ").split():
         parts = host.numbers(name, word.replace(":", " "))
-        for part in parts:
-            host.check_finite(**{name: part})
+        if len(values) > MAX_PAIRS:
+            raise ValueError(f"{name} has more than {MAX_PAIRS} values, the most pairs of a sweep; give fewer values")
         if ":" not in word:
             values += parts
             continue
@@ -62,11 +63,11 @@ def lambdas(name: str, text: str) -> list[float]:
         steps = (last - first) / step + 1e-9 if step else -1.0
         if not 0 <= steps < MAX_PAIRS:
             raise ValueError(
-                f"{name} has {word!r}; a range is start:end:step such as 0:1:0.25, with up to {MAX_PAIRS} values"
+                f"{name} has {quoted(word)}; a range is start:end:step such as 0:1:0.25, with up to {MAX_PAIRS} values"
             )
         values += [round(first + i * step, 10) for i in range(math.floor(steps) + 1)]
     if not values:
-        raise ValueError(f"{name} is {text!r}; give numbers such as 0, 0.4, 0.8, or a range such as 0:1:0.25")
+        raise ValueError(f"{name} is {quoted(text)}; give numbers such as 0, 0.4, 0.8, or a range such as 0:1:0.25")
     return values
 
 
@@ -97,7 +98,7 @@ class SweepGrid(io.ComfyNode):
         shapes = {tuple(image.shape) for image in images}
         if len(images) != len(rows) * len(columns) or len(shapes) > 1:
             raise ValueError(
-                f"{len(images)} pictures of shape {' and '.join(map(str, shapes))} for {len(rows)} × {len(columns)} "
+                f"{len(images)} pictures of shape {listed(shapes)} for {len(rows)} × {len(columns)} "
                 "cells; give the sweep's own texts and its pictures, all of one size"
             )
         cells = [torch.cat(list(image[..., :3]), dim=1) for image in images]

@@ -120,7 +120,6 @@ class Arithmetic(io.ComfyNode):
 
     @classmethod
     def execute(cls, a, lambda_1, b, lambda_2, lambda_3, c=None):
-        host.check_finite(lambda_1=lambda_1, lambda_2=lambda_2, lambda_3=lambda_3)
         terms = [(a, lambda_1), (b, lambda_2)] + ([(c, lambda_3)] if c is not None else [])
         loras, weights = zip(*terms, strict=True)
         total = combine([host_loras.to_vector(lora) for lora in loras], weights)

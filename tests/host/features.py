@@ -376,10 +376,40 @@ def refused(bench: Bench) -> Facts:
             "sampling": {"model": continuous},
             "channels": {"latent": {"samples": torch.ones(1, 16, 8, 8)}},
             "seeds": {"seeds": "1, 2"},
+            "long seed": {"seeds": str(2**64)},
+            "negative seed": {"seeds": "-1"},
+            "endless seed": {"seeds": "9" * 400},
+            "many seeds": {"seeds": "1, " * 5000},
+            "exponent": {"timesteps": "1e3, 5"},
+            "hexadecimal": {"timesteps": "0x10"},
+            "many timesteps": {"timesteps": "5 " * 1001},
+            "long text": {"timesteps": "5" * 100_001},
+            "half a character": {"timesteps": "\ud800"},
+            "literal model": {"model": 5},
+            "literal positive": {"positive": "cat"},
+            "literal latent": {"latent": "x" * 1000},
+            "no samples": {"latent": {}},
+            "list of samples": {"latent": {"samples": [[1.0]]}},
+            "frames of a video": {"latent": {"samples": torch.ones(1, 4, 2, 8, 8)}},
+            "no images": {"latent": {"samples": torch.ones(0, 4, 8, 8)}},
+            "nan latent": {"latent": {"samples": torch.full((1, 4, 8, 8), nan)}},
+            "nan mask": {"latent": empty(1) | {"noise_mask": torch.full((1, 64, 64), nan)}},
+            "batch_index": {"latent": empty(2) | {"batch_index": [0]}},
+            "steps of text": {"steps": "4"},
+            "steps below": {"steps": 0},
+            "cfg of truth": {"cfg": True},
+            "no such input": {"sampler": "euler"},
             "gamma": {"gamma": nan},
             "guidance_until": {"guidance_until": nan},
         }.items()
     }
+    for name, inputs in {
+        "choice": ("LCMLoRA_Loader", {"lora_name": "../style.safetensors"}),
+        "many omega": ("LCMLoRA_GuidanceEmbedding", {"file": "pocket.safetensors", "omega_per_image": "5 " * 5000}),
+        "omega of text": ("LCMLoRA_GuidanceEmbedding", {"file": "pocket.safetensors", "omega_per_image": "high"}),
+    }.items():
+        facts[name] = message(lambda inputs=inputs: run(inputs[0], model=plain.model, **inputs[1]))
+    facts["longest"] = max(map(len, map(str, facts.values())))
     projection = torch.zeros(320, 256)
     embed = bench.host.pack.nodes.host.with_guidance_embedding
     for name, args in {

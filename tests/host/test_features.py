@@ -126,7 +126,33 @@ def test_an_interrupt_stops_within_an_evaluation_and_leaves_nothing(facts):
     [
         ("steps", ["steps 51", "50 points", "at most 50"]),
         ("strength", ["steps 8", "5 points", "strength 0.1"]),
-        ("words", ["timesteps", "'high'", "whole numbers"]),
+        ("words", ["timesteps has 'high'", "whole numbers"]),
+        ("long seed", ["seed 18446744073709551616 is not in 0 … 2**64 - 1"]),
+        ("negative seed", ["seed -1 is not in 0"]),
+        ("endless seed", ["seeds has '999", "up to 20 digits"]),
+        ("many seeds", ["seeds has 5,000 numbers", "4,096"]),
+        ("exponent", ["timesteps has '1e3'", "whole numbers"]),
+        ("hexadecimal", ["timesteps has '0x10'", "whole numbers"]),
+        ("many timesteps", ["timesteps has 1,001 numbers", "1,000"]),
+        ("long text", ["timesteps has 100,001 characters", "100,000"]),
+        ("half a character", ["timesteps has '\\ud800'", "half of a character"]),
+        ("literal model", ["model is no MODEL but 5", "connect"]),
+        ("literal positive", ["positive is no CONDITIONING but 'cat'", "connect"]),
+        ("literal latent", ["latent is no LATENT but 'xxx", "connect"]),
+        ("no samples", ["latent is no LATENT but {}"]),
+        ("list of samples", ["latent is no LATENT but {'samples': [[1.0]]}"]),
+        ("frames of a video", ["(1, 4, 2, 8, 8)", "takes 4 dimensions", "VAE"]),
+        ("no images", ["(0, 4, 8, 8)", "at least one latent image"]),
+        ("nan latent", ["latent has NaN"]),
+        ("nan mask", ["latent has a noise mask", "not finite"]),
+        ("batch_index", ["batch_index [0] for 2 images"]),
+        ("steps of text", ["steps is '4'", "whole number of 1 or more"]),
+        ("steps below", ["steps is 0", "whole number of 1 or more"]),
+        ("cfg of truth", ["cfg is True", "finite number"]),
+        ("no such input", ["LCM Sampler has no input 'sampler'"]),
+        ("choice", ["lora_name has no choice '../style.safetensors'", "choose one of"]),
+        ("many omega", ["omega_per_image has 5,000 numbers", "4,096"]),
+        ("omega of text", ["omega_per_image has 'high'", "finite numbers"]),
         ("ascending", ["999 follows 259", "descending"]),
         ("range", ["1000", "0 … 999"]),
         ("nothing left", ["strength 0.5", "none of the 1"]),
@@ -143,6 +169,10 @@ def test_an_interrupt_stops_within_an_evaluation_and_leaves_nothing(facts):
 )
 def test_bad_input_is_explained(facts, name, said):
     assert [part for part in said if part not in facts["refused"][name]] == []
+
+
+def test_errors_are_short(facts):
+    assert facts["refused"]["longest"] < 600
 
 
 def test_bad_input_costs_no_evaluation(facts):
