@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .files import open_safetensors
 from .schedule import expand
+from .text import quoted
 
 
 def guided(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -32,7 +33,9 @@ def guidance_embedding(w: float | Tensor, dim: int = 256) -> Tensor:
         raise ValueError(f"dim is {dim}; the embedding needs at least 4, and LCM checkpoints use 256")
     omega = torch.as_tensor(w.detach().cpu() if isinstance(w, Tensor) else [w], dtype=torch.float64)
     if omega.ndim != 1 or not omega.isfinite().all():
-        raise ValueError(f"guidance {omega.tolist()} must be a finite number, or one for each image in shape (B,)")
+        raise ValueError(
+            f"guidance {quoted(omega.tolist())} must be a finite number, or one for each image in shape (B,)"
+        )
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
     angles = 1000.0 * omega[:, None] * frequencies

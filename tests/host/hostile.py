@@ -62,7 +62,7 @@ async def attack(url: str, count: int, seed: int, report: Report, alive, check_f
                 await asyncio.wait_for(one(session, socket, client_id, graph, report), TIMEOUT)
             except TimeoutError:
                 report.find("hang", f"no end within {TIMEOUT:.0f} s", graph)
-                await session.post("/interrupt")
+                return
             except (aiohttp.ClientError, ConnectionError) as error:
                 report.find("connection lost", error, graph)
             if not alive():

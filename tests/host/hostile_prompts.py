@@ -94,7 +94,7 @@ def prompt(draw: random.Random, info: dict, absolute: str) -> Graph:
         graph[name] = {**VALID[name], "inputs": dict(VALID[name]["inputs"])}
         pending += [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
     declared = info[VALID[target]["class_type"]]["input"]
-    kinds = {name: spec[0] for group in declared.values() for name, spec in group.items()}
+    kinds = {name: spec[0] for group in ("required", "optional") for name, spec in declared.get(group, {}).items()}
     for name in draw.sample(sorted(kinds), min(len(kinds), draw.choice([1, 1, 1, 2, 3]))):
         kind, inputs = kinds[name], graph[target]["inputs"]
         fitting = {"INT": [NUMBERS] * 3, "FLOAT": [NUMBERS] * 3, "STRING": [TEXTS, TEXTS, TEXTS, [absolute]]}
@@ -108,5 +108,7 @@ def prompt(draw: random.Random, info: dict, absolute: str) -> Graph:
             inputs.pop(name, None)
         elif not (target in TRAINING and name == "steps" and isinstance(value, int) and value > 2):
             inputs[name] = value
+    if draw.random() < 0.03:
+        graph[target]["inputs"][draw.choice(["extra_pnginfo", "unknown"])] = draw.choice(TEXTS)
     graph["sink"] = node("PreviewAny", source=[target, 0])
     return graph

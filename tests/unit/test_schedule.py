@@ -219,6 +219,14 @@ def test_custom_timesteps_says_what_is_wrong(arguments, message):
         custom_timesteps(**arguments)
 
 
+def test_the_warning_names_the_grid(caplog):
+    custom_timesteps([99, 58], original_steps=5, train_steps=100)
+    assert caplog.messages == [
+        "timesteps [58] are not on the 5-point grid that the LCM was distilled on, 19, 39, …, 99; "
+        "the picture may suffer"
+    ]
+
+
 @pytest.mark.parametrize("count", range(1, 14))
 def test_the_strength_that_custom_timesteps_asks_for_is_enough(count):
     timesteps = lcm_timesteps(50)[:count]
