@@ -155,7 +155,7 @@ class Expression(io.ComfyNode):
             return LoRAVector()
 
         try:
-            if expression is not None:
+            if isinstance(expression, str):
                 evaluate_expression(expression, look)
         except ValueError as error:
             return str(error)
