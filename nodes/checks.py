@@ -1,19 +1,22 @@
-"""What a node is given, checked against its schema before it executes, for all nodes alike.
+"""What a node is given: checked against its schema before it executes, for all nodes alike, and numbers out of texts.
 
 The host checks the types of links and the ranges of literals. A literal in place of a link reaches the node, a linked
 number may lie outside its widget's range, and old hosts take any word for a choice.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from functools import wraps
+from numbers import Integral, Real
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..lcm_core.text import listed, quoted
 
-MOST_CHARACTERS = 100_000  # a seed of 20 digits for each of the 4096 images that the host makes at most
+MOST_IMAGES = 4096  # in a batch: the most that the host's EmptyLatentImage makes
+MOST_CHARACTERS = 100_000  # of a text: a seed of 20 digits for each image
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -26,9 +29,9 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         if unknown := given.keys() - {declared.id for declared in schema.inputs}:
             raise ValueError(f"{schema.display_name} has no input {listed(map(quoted, unknown))}; leave it out")
         for declared in schema.inputs:
-            values = given.get(declared.id, ())
-            for value in values if schema.is_input_list or declared.id not in given else (values,):
-                check(declared, value)
+            if declared.id in given:
+                for value in given[declared.id] if schema.is_input_list else [given[declared.id]]:
+                    check(declared, value)
         return execute(cls, **given)
 
     node.execute = classmethod(check_and_execute)
@@ -41,13 +44,13 @@ def check(declared: io.Input, value: object) -> None:
         return
     name, kind = declared.id, declared.get_io_type()
     if kind == "INT":
-        if isinstance(value, bool) or not isinstance(value, int) or value < declared.min:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < declared.min:
             raise ValueError(f"{name} is {quoted(value)}; it must be a whole number of {declared.min} or more")
     elif kind == "FLOAT":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} is {quoted(value)}; it must be a finite number, such as {declared.default}")
     elif kind == "BOOLEAN":
-        if not isinstance(value, bool):
+        if value not in (True, False):
             raise ValueError(f"{name} is {quoted(value)}; it must be true or false")
     elif kind == "STRING":
         check_text(name, value)
@@ -119,3 +122,27 @@ def check_latent(name: str, latent: Mapping) -> None:
         raise ValueError(
             f"{name} has batch_index {quoted(indices)} for {len(samples)} images; give each a whole number of 0 or more"
         )
+
+
+def numbers(name: str, text: str, kind: type[int] | type[float] = float, most: int = MOST_IMAGES) -> list:
+    """The numbers of a text like "999, 759, 499, 259"; ValueError for a word that is not one, or more than `most`."""
+    words = text.replace(",", " ").split()
+    if len(words) > most:
+        raise ValueError(f"{name} has {len(words):,} numbers and takes {most:,} at most; leave the others out")
+    return [_number(name, word, kind) for word in words]
+
+
+def _number(name: str, word: str, kind: type[int] | type[float]) -> int | float:
+    if kind is int:
+        if re.fullmatch(r"[+-]?[0-9]{1,20}", word):
+            return int(word)
+        raise ValueError(
+            f"{name} has {quoted(word)} and takes whole numbers of up to 20 digits; write such ones, as in 999, 759"
+        )
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name} has {quoted(word)} and takes finite numbers; write such ones, as in 0.8, 1")
+    return value

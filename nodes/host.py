@@ -26,9 +26,8 @@ from ..lcm_core.consistency import boundary_scalings, multistep_sample, stream_s
 from ..lcm_core.guidance import guidance_embedding, load_guidance_projection
 from ..lcm_core.noise import BEFORE_STEPS, step_noise
 from ..lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
-from ..lcm_core.text import quoted
-
-MOST_IMAGES = 4096  # in a batch: the most that the host's EmptyLatentImage makes
+from ..lcm_core.text import quoted, shortened
+from .checks import numbers
 
 
 def check_finite(**values: float) -> None:
@@ -138,30 +137,6 @@ def full_lcm_files() -> list[str]:
 def load_projection(name: str) -> Tensor:
     """`cond_proj`'s weight (C, dim), from a file of the checkpoints or diffusion_models folders."""
     return load_guidance_projection(checkpoint_path(name))
-
-
-def numbers(name: str, text: str, kind: type[int] | type[float] = float, most: int = MOST_IMAGES) -> list:
-    """The numbers of a text like "999, 759, 499, 259"; ValueError for a word that is not one, or more than `most`."""
-    words = text.replace(",", " ").split()
-    if len(words) > most:
-        raise ValueError(f"{name} has {len(words):,} numbers and takes {most:,} at most; leave the others out")
-    return [_number(name, word, kind) for word in words]
-
-
-def _number(name: str, word: str, kind: type[int] | type[float]) -> int | float:
-    if kind is int:
-        if re.fullmatch(r"[+-]?[0-9]{1,20}", word):
-            return int(word)
-        raise ValueError(
-            f"{name} has {quoted(word)} and takes whole numbers of up to 20 digits; write such ones, as in 999, 759"
-        )
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{name} has {quoted(word)} and takes finite numbers; write such ones, as in 0.8, 1")
-    return value
 
 
 def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timesteps: str = "") -> Tensor:
@@ -328,7 +303,7 @@ def sample_latent(
     Where the latent's mask is 0 the result is the latent, bit for bit.
     """
     timesteps = ", ".join(f"{float(model.get_model_object('model_sampling').timestep(s)):.0f}" for s in sigmas[:-1])
-    show_text(f"timesteps {timesteps}")
+    show_text(f"timesteps {shortened(timesteps)}")
     if cfg > MOST_CFG:
         warn(f"cfg {cfg:g} burns the picture: an LCM has its guidance inside; use 1, and {MOST_CFG:g} at most")
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])

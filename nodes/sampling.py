@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from . import host
+from .checks import numbers
 
 SEED = io.Int.Input(
     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
@@ -78,7 +79,7 @@ class LCMSampler(io.ComfyNode):
     ):  # fmt: skip
         model = host.with_consistency_sampling(model)
         sigmas = host.lcm_sigmas(model, steps, original_steps, denoise, timesteps)
-        each = host.numbers("seeds", seeds, int) or None
+        each = numbers("seeds", seeds, int) or None
         sampler = host.consistency_sampler(gamma, guidance_until, latent, each)
         return io.NodeOutput(host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg, each))
 
@@ -172,7 +173,7 @@ class FullLCMGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, file, omega, omega_per_image=""):
-        each = host.numbers("omega_per_image", omega_per_image) or [omega]
+        each = numbers("omega_per_image", omega_per_image) or [omega]
         return io.NodeOutput(host.with_guidance_embedding(model, host.load_projection(file), each))
 
 

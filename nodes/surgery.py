@@ -14,6 +14,7 @@ from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
 from ..lcm_core.text import listed, quoted
 from . import host, host_loras, plotting
+from .checks import numbers
 from .plotting import ALL
 from .vectors import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 
@@ -134,11 +135,11 @@ def block_weights(text: str, rest: float) -> dict[str, float]:
     ValueError for a list of another length, a line that has not both and a pattern that is there twice.
     """
     if NUMBERS.issuperset(text):
-        return preset_weights(host.numbers("weights", text), rest=rest)
+        return preset_weights(numbers("weights", text), rest=rest)
     weights: dict[str, float] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         pattern, _, weight = map(str.strip, line.rpartition(":"))
-        values = host.numbers(f"the weight in the line {quoted(line)}", weight)
+        values = numbers(f"the weight in the line {quoted(line)}", weight)
         if not pattern or pattern in weights or len(values) != 1:
             raise ValueError(
                 f"the line {quoted(line)} is not a new pattern and its weight; write lines such as 'OUT*: 0.5', or a "

@@ -6,7 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from ..lcm_core.text import listed, quoted
-from . import host, plotting
+from . import plotting
+from .checks import numbers
 from .vectors import CATEGORY
 
 MAX_PAIRS = 100
@@ -53,7 +54,7 @@ def lambdas(name: str, text: str) -> list[float]:
     """
     values: list[float] = []
     for word in text.replace(",", " ").split():
-        parts = host.numbers(name, word.replace(":", " "))
+        parts = numbers(name, word.replace(":", " "))
         if len(values) > MAX_PAIRS:
             raise ValueError(f"{name} has more than {MAX_PAIRS} values, the most pairs of a sweep; give fewer values")
         if ":" not in word:
