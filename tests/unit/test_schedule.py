@@ -78,6 +78,11 @@ def test_values_that_are_no_schedule_are_refused(values):
         NoiseSchedule(torch.tensor(values))
 
 
+def test_betas_may_all_be_equal():
+    constant = NoiseSchedule.scaled_linear(0.1, 0.1, steps=3).alphas_cumprod
+    torch.testing.assert_close(constant, torch.tensor([0.9, 0.81, 0.729], dtype=torch.float64))
+
+
 def test_schedules_that_cannot_be_made_are_refused():
     with pytest.raises(ValueError, match="betas 0.5, 0.1"):
         NoiseSchedule.scaled_linear(0.5, 0.1)
