@@ -86,8 +86,12 @@ def test_betas_may_all_be_equal():
 def test_schedules_that_cannot_be_made_are_refused():
     with pytest.raises(ValueError, match="betas 0.5, 0.1"):
         NoiseSchedule.scaled_linear(0.5, 0.1)
+    with pytest.raises(ValueError, match="betas 0.5, 1.0"):
+        NoiseSchedule.scaled_linear(0.5, 1.0)
     with pytest.raises(ValueError, match="steps is 0"):
         NoiseSchedule.scaled_linear(steps=0)
+    with pytest.raises(ValueError, match="runs from 0.5 to 0.9 "):
+        NoiseSchedule(torch.tensor([0.5, 0.3, 0.9]))
     with pytest.raises(ValueError, match="must decrease"):
         NoiseSchedule(torch.tensor([0.5])).zero_terminal_snr()
 
@@ -230,6 +234,9 @@ def test_the_warning_names_the_grid(caplog):
         "timesteps [58] are not on the 5-point grid that the LCM was distilled on, 19, 39, …, 99; "
         "the picture may suffer"
     ]
+    caplog.clear()
+    custom_timesteps([999, 998])
+    assert "[998] are not on the 50-point grid" in caplog.text and "19, 39, …, 999" in caplog.text
 
 
 @pytest.mark.parametrize("count", range(1, 14))
