@@ -17,11 +17,18 @@ from torch import Tensor
 
 from ..lcm_core import atomic, files
 from ..lcm_core.files import output_path, write_new
-from ..lcm_core.lora import LoRAVector, architecture, canonical_name, flat, spell
-from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters, rescaled, rotated
+from ..lcm_core.lora import LoRAVector, architecture, canonical_name, flat
+from ..lcm_core.lora.convert import NATIVE
+from ..lcm_core.lora.effect import change
+from ..lcm_core.lora.lowrank import wide
+from ..lcm_core.lora.module import CONFIG, Module, alpha_note, file_modules
+from ..lcm_core.lora.native import Size, module_sizes, native_adapters
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
-from ..lcm_core.text import listed
+from ..lcm_core.text import listed, quoted, shortened
 from .host import check_finite
+
+# What the host applies as it is meant: a plain LoRA and whole weights.
+HOST_ROLES = {"down", "up", "alpha", ".reshape_weight", ".set_weight"}
 
 
 def lora_files() -> list[str]:
@@ -41,8 +48,9 @@ def load_adapters(name: str) -> "LoRATensors":
         adapters = native_adapters(tensors, metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    metadata.pop("lora_adapter_metadata", None)
-    lora = LoRATensors(LoRAVector(metadata=metadata), file_record(path))
+    note = alpha_note(tensors, metadata)
+    metadata.pop(CONFIG, None)
+    lora = LoRATensors(LoRAVector(metadata=metadata, notes=(note,) if note else ()), file_record(path))
     lora.update(adapters)
     return lora
 
@@ -78,43 +86,50 @@ def remove_leftovers() -> None:
         atomic.remove_leftovers(Path(folder_paths.get_output_directory()) / folder)
 
 
-class DoRA(comfy.weight_adapter.WeightAdapterBase):
-    """`weights` = (adapter, magnitude). The host divides a magnitude of outputs by ‖W‖, where DoRA has ‖W + ΔW‖."""
+class Effect(comfy.weight_adapter.WeightAdapterBase):
+    """`weights` = ((role, tensor), ...) of a module, applied by `lcm_core.lora.effect`.
 
-    name = "dora"
+    The host skips or misreads several: convolutions with a Tucker core, a rescaled or constrained OFT, DoRA.
+    """
 
-    def __init__(self, loaded_keys, weights):
-        self.loaded_keys, self.weights = loaded_keys, weights
-
-    def calculate_weight(self, weight, key, strength, *args, **kwargs):
-        adapter, magnitude = self.weights
-        merged = adapter.calculate_weight(weight.clone(), key, 1.0, *args, **kwargs)
-        return weight.lerp_(rescaled(merged, magnitude), strength)
-
-
-class InputRotation(comfy.weight_adapter.WeightAdapterBase):
-    """`weights` = (rotations,): PEFT's OFT turns the inputs, the host's the outputs."""
-
-    name = "input rotation"
+    name = "lcm_lora"
 
     def __init__(self, loaded_keys, weights):
         self.loaded_keys, self.weights = loaded_keys, weights
 
-    def calculate_weight(self, weight, key, strength, *args, **kwargs):
-        return weight.lerp_(rotated(weight, self.weights[0]), strength)
+    def calculate_weight(self, weight, key, strength, strength_model, offset, function, *args, **kwargs):
+        tensors = {role: tensor.to(weight.device) if tensor.ndim else tensor for role, tensor in self.weights}
+        module = Module(str(key), {role: role for role in tensors}, tensors, {})
+        weight += function((strength * change(weight.to(wide(weight.dtype)), module)).to(weight.dtype))
+        return weight
 
 
-def adapter_patches(adapters: Mapping[str, Tensor], key_map: Mapping[str, str | tuple]) -> dict:
-    """The host's patches of `native_adapters`: its `load_lora`'s, but for DoRA and PEFT's OFT."""
-    magnitudes = {key: tensor for key, tensor in adapters.items() if key.endswith(".dora_scale")}
-    plain = {key: tensor for key, tensor in adapters.items() if key not in magnitudes}
-    patches = comfy.lora.load_lora(plain, key_map, log_missing=False)
-    for name, target in key_map.items():
-        if (magnitude := magnitudes.get(f"{name}.dora_scale")) is not None:
-            patches[target] = DoRA({f"{name}.dora_scale"}, (patches[target], magnitude))
-        if (rotations := adapters.get(f"{name}.oft_R")) is not None:
-            patches[target] = InputRotation({f"{name}.oft_R"}, (rotations,))
+def module_patches(module: Module, target: str | tuple) -> dict:
+    """The host's patches of a module by target: its own for a plain LoRA and what it sets, `Effect` for the rest."""
+    tensors = dict(module.tensors)
+    patches: dict = {}
+    if (bias := tensors.pop("diff_b", None)) is not None:
+        key, *rest = (target,) if isinstance(target, str) else target
+        of_bias = f"{key.removesuffix('.weight')}.bias"
+        patches[(of_bias, *rest) if rest else of_bias] = ("diff", (bias,))
+    if tensors.keys() <= HOST_ROLES or ("diff" in tensors and tensors["diff"].ndim < 2):
+        named = {module.name + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
+        patches |= comfy.lora.load_lora(named, {module.name: target}, log_missing=False)
+    else:
+        patches[target] = Effect(set(module.keys.values()), tuple(tensors.items()))
     return patches
+
+
+def add_modules(patcher, modules: Mapping[str, Module], targets: Mapping[str, str | tuple], strength: float):
+    """(clone of the ModelPatcher with the modules' patches at their targets, names of those that it did not take)."""
+    patches: dict = {}
+    own = {}
+    for name, target in targets.items():
+        own[name] = {key: patch for key, patch in module_patches(modules[name], target).items() if key not in patches}
+        patches |= own[name]
+    patcher = patcher.clone()
+    taken = set(patcher.add_patches(patches, strength))
+    return patcher, [name for name, keys in own.items() if not keys or not keys.keys() <= taken]
 
 
 def find_targets(
@@ -140,8 +155,8 @@ def find_targets(
         have = (shape[0], math.prod(shape[1:])) if shape else ()
         if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
             raise ValueError(
-                f"{both}: {parameter} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in); "
-                "use a LoRA made for this architecture"
+                f"{both}: {shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, "
+                "as (out, in); use a LoRA made for this architecture"
             )
     return found
 
@@ -154,9 +169,10 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     """
     check_finite(strength=strength)
     adapters = lora if isinstance(lora, LoRATensors) else native_adapters(lora)
-    sizes = adapter_sizes(adapters)
+    modules = {module.name: module for module in file_modules(adapters, {})}
+    sizes = {parameter: size for module in modules.values() for parameter, size in module_sizes(module).items()}
     host = type(model.model.model_config).__name__
-    both = f"{source} is for {architecture(sizes, getattr(lora, 'metadata', {}))} and the model is {host}"
+    both = f"{source} is for {shortened(architecture(sizes, getattr(lora, 'metadata', {})))} and the model is {host}"
     texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
     units = {name: size for name, size in sizes.items() if name not in texts}
     found = find_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), units, both)
@@ -170,18 +186,20 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
             f"none of the {count + text_count} modules of {source} is in the model: {both}; "
             + ("connect a CLIP, they are a text encoder's" if not units else "use one made for it")
         )
-    names = spell([name.rpartition(".")[0] for name in sizes], "native")
-    model = model.clone()
-    model.add_patches(adapter_patches(adapters, {names[name]: target for name, target in found.items()}), strength)
+    model, left = add_modules(model, modules, found, strength)
+    left_texts: list[str] = []
     if clip is not None:
-        clip = clip.clone()
-        clip.add_patches(adapter_patches(adapters, {names[n]: target for n, target in found_texts.items()}), strength)
+        clip, left_texts = add_modules(clip, modules, found_texts, strength)
     rank = max((t.shape[0] for key, t in adapters.items() if key.endswith(".lora_down.weight")), default=None)
-    report = f"{source}: {len(found)} of {count} modules, {f'rank {rank}, ' if rank else ''}strength {strength:g}"
+    taken = f"{len(found) - len(left)} of {count} modules"
+    report = f"{source}: {taken}, {f'rank {rank}, ' if rank else ''}strength {strength:g}"
     if texts and clip is None:
         report += f"; {text_count} text encoder modules are left out, connect a CLIP to apply them"
     elif texts:
-        report += f"; {len(found_texts)} of {text_count} text encoder modules"
+        report += f"; {len(found_texts) - len(left_texts)} of {text_count} text encoder modules"
+    if left or left_texts:
+        report += f"; ComfyUI did not take {listed([*left, *left_texts])}"
+    report = "; ".join([report, *getattr(lora, "notes", ())])
     logging.info("LCM-LoRA: %s", report)
     return model, clip, report
 
@@ -190,12 +208,14 @@ class LoRATensors(dict[str, Tensor]):
     """A LORA_MODEL, the host's dict of tensors, with what that has no place for.
 
     metadata: the text entries of its file. record: what vectors that are made of it say of it (`lcm_core.lora.record`).
+    notes: what reading its file had to assume.
     """
 
     def __init__(self, vector: LoRAVector, record: Mapping[str, str]) -> None:
         super().__init__(vector.state_dict("native"))
         self.metadata = dict(vector.metadata)
         self.record = dict(record)
+        self.notes = vector.notes
 
 
 def to_vector(lora: Mapping[str, Tensor]) -> LoRAVector:
@@ -230,7 +250,7 @@ def find_lora(name: str) -> str:
     bare = [file for file, path in paths.items() if str(wanted) in (path.name, _without_suffix(path).name)]
     fitting = whole or bare
     if len(fitting) > 1:
-        raise ValueError(f"the name {name!r} fits {listed(fitting, 8)} of models/loras; write one of these paths")
+        raise ValueError(f"the name {quoted(name)} fits {listed(fitting, 8)} of models/loras; write one of these paths")
     if not fitting:
         stems = {_without_suffix(path).name.lower(): file for file, path in paths.items()}
         close = difflib.get_close_matches(_without_suffix(wanted).name.lower(), stems)

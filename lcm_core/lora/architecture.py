@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 CONTEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 TRANSFORMERS = {"joint_blocks": "Stable Diffusion 3", "double_blocks": "Flux", "single_transformer_blocks": "Flux"}
+METADATA = ("modelspec.architecture", "ss_base_model_version")
+# How the metadata of trainers and SAI's ModelSpec begins for Stable Diffusion 1.x, and for any Stable Diffusion.
+SD1, SD = re.compile(r"sd_?v?1|stable-diffusion-v1", re.I), re.compile(r"sd|stable-diffusion", re.I)
 
 
 def architecture(sizes: Mapping[str, Sequence[int | None]], metadata: Mapping[str, str]) -> str:
@@ -13,10 +17,26 @@ def architecture(sizes: Mapping[str, Sequence[int | None]], metadata: Mapping[st
 
     sizes: canonical name of a module or its weight -> (out, in, ...).
     """
-    for key in ("modelspec.architecture", "ss_base_model_version"):
+    for key in METADATA:
         if key in metadata:
             return metadata[key]
-    widths = {size[1] for name, size in sizes.items() if name.removesuffix(".weight").endswith("attn2.to_k")}
-    guesses = {CONTEXT_WIDTHS.get(width, f"context width {width}") for width in widths if width}
+    guesses = {CONTEXT_WIDTHS.get(width, f"context width {width}") for width in _context_widths(sizes)}
     guesses |= {guess for part, guess in TRANSFORMERS.items() if any(part in name for name in sizes)}
     return ", ".join(sorted(guesses)) or "unknown"
+
+
+def projects_by_convolution(sizes: Mapping[str, Sequence[int | None]], metadata: Mapping[str, str]) -> bool:
+    """Whether `proj_in` and `proj_out` of the UNet's attention are 1x1 convolutions, as in Stable Diffusion 1.x, or
+    linear, as in 2.x and SDXL: by the metadata, the width of the cross-attention, or attention in the first block,
+    which SDXL lacks. Arguments as in `architecture`.
+    """
+    for key in METADATA:
+        if SD.match(metadata.get(key, "")):
+            return bool(SD1.match(metadata[key]))
+    if known := _context_widths(sizes) & CONTEXT_WIDTHS.keys():
+        return known == {768}
+    return any(name.startswith("unet.down_blocks.0.attentions.") for name in sizes)
+
+
+def _context_widths(sizes: Mapping[str, Sequence[int | None]]) -> set[int]:
+    return {size[1] for name, size in sizes.items() if name.removesuffix(".weight").endswith("attn2.to_k") and size[1]}

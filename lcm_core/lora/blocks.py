@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from ..text import quoted, shortened
 from .keys import spell
 from .lowrank import Factors
 from .vector import LoRAVector
@@ -95,8 +96,8 @@ def scale_blocks(vector: LoRAVector, weights: Mapping[str, float]) -> LoRAVector
     if lost:
         labels = {block_of(name): None for name in names}
         raise ValueError(
-            f"the pattern {lost[0]!r} matches nothing of this vector; it has the blocks "
-            f"{', '.join(_ordered(labels)) or 'none'} and names such as {next(iter(names), 'none')}"
+            f"the pattern {quoted(lost[0])} matches nothing of this vector; it has the blocks "
+            f"{', '.join(_ordered(labels)) or 'none'} and names such as {shortened(next(iter(names), 'none'))}"
         )
     scaled = {weight: vector * weight for weight in {1.0, *weights.values()}}
     modules = {name: scaled[w].modules[name] for name in vector.modules if (w := weight_of.get(name, 1.0))}

@@ -17,8 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..text import listed, quoted, shortened
 from .keys import flat
-from .lowrank import Factors, check_limits, check_shapes, concatenate, decompose, inner_product, truncate, wide
+from .lowrank import (
+    Factors,
+    check_finite,
+    check_limits,
+    check_shapes,
+    checked,
+    concatenate,
+    decompose,
+    inner_product,
+    truncate,
+    wide,
+)
 from .vector import LoRAVector, _aligned
 
 # A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
@@ -71,11 +83,11 @@ def combine(
     out of its range, slerp or project_out of other than two vectors, and modules whose shapes differ.
     """
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+        raise ValueError(f"method {quoted(method)} is unknown; use one of {', '.join(METHODS)}")
     known = options_of(method)
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(f"{method} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}")
+        raise ValueError(f"{method} has no option {listed(unknown)}; its options: {', '.join(known) or 'none'}")
     if not vectors:
         raise ValueError("there are no vectors to combine; give at least one")
     if len(weights) != len(vectors):
@@ -92,7 +104,8 @@ def combine(
         if isinstance(merged, Tensor):
             if not torch.isfinite(merged).all():
                 raise ValueError(
-                    f"Delta W of {name} is not finite; use smaller weights, or a file without NaN or infinity"
+                    f"Delta W of {shortened(name)} is not finite; use smaller weights, "
+                    "or a file without NaN or infinity"
                 )
             factors = decompose(merged, rank or _whole_rank(terms), energy)[0]
         elif not merged:
@@ -101,7 +114,7 @@ def combine(
             return concatenate(name, merged, dtype)
         else:
             factors = truncate(concatenate(name, merged), rank, energy)
-        return factors if dtype is None else factors.to(dtype)
+        return checked(name, factors if dtype is None else factors.to(dtype))
 
     modules: dict[str, Factors] = {}
     diffs: dict[str, Tensor] = {}
@@ -113,6 +126,7 @@ def combine(
         elif merged is not None and shape is not None:
             delta = merged.delta().reshape(shape)
             diffs[name] = delta if dtype is None else delta.to(dtype)
+            check_finite(name, diffs[name])
         if progress is not None:
             progress(done, len(found))
     either = {key: value for vector in vectors for key, value in vector.metadata.items()}
@@ -247,7 +261,9 @@ def _scaled(name: str, terms: Terms, weights: Sequence[float]) -> list[Factors]:
     scaled = [replace(factors, alpha=factors.alpha * weights[i]) for i, factors in terms]
     for factors, (i, _) in zip(scaled, terms, strict=True):
         if not math.isfinite(factors.alpha):
-            raise ValueError(f"weight {weights[i]} overflows alpha of {name}; use a smaller weight, such as 0.8")
+            raise ValueError(
+                f"weight {weights[i]} overflows alpha of {shortened(name)}; use a smaller weight, such as 0.8"
+            )
     return scaled
 
 
@@ -304,7 +320,8 @@ def _weighted_sum(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tenso
 def _elected_mean(majority_sign_method: str) -> Callable[[Sequence[Tensor], Sequence[float]], Tensor]:
     if majority_sign_method not in MAJORITY_SIGN_METHODS:
         raise ValueError(
-            f"majority_sign_method {majority_sign_method!r} is unknown; use one of {', '.join(MAJORITY_SIGN_METHODS)}"
+            f"majority_sign_method {quoted(majority_sign_method)} is unknown; "
+            f"use one of {', '.join(MAJORITY_SIGN_METHODS)}"
         )
 
     def merge(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

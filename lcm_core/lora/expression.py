@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul, truediv
 
-from ..text import shortened
+from ..text import quoted, shortened
 from .combine import combine
 from .vector import LoRAVector
 
@@ -88,7 +88,7 @@ def evaluate_expression(text: str, load: Callable[[str], LoRAVector]) -> LoRAVec
             vectors.append(load(name))
         except (LookupError, FileNotFoundError) as error:
             hint = _SPACE if "-" in name or "/" in name else "; correct the name"
-            raise ValueError(f"no LoRA vector is named {name!r} ({error}){hint}") from error
+            raise ValueError(f"no LoRA vector is named {quoted(name)} ({error}){hint}") from error
     return combine(vectors, list(coefficients.values()))
 
 
@@ -103,7 +103,7 @@ class _Token:
 
 
 def _error(column: int, found: str, allowed: str) -> ValueError:
-    return ValueError(f"column {column} of the expression: found {found}; allowed here: {allowed}")
+    return ValueError(f"column {column} of the expression: found {shortened(found)}; allowed here: {allowed}")
 
 
 def _tokens(text: str) -> list[_Token]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files import open_safetensors
-from ..text import listed
+from ..text import listed, shortened
 from .keys import canonical_name
 from .lowrank import Factors, check_limits, decompose, wide
 from .vector import LoRAVector
@@ -140,7 +140,7 @@ def extract(
             a, b = _read(get_tuned, places[name]), _read(get_base, base_places[name])
             if a.shape != b.shape and _without_ones(a.shape) != _without_ones(b.shape):
                 raise ValueError(
-                    f"{name} is {tuple(a.shape)} in {_label(tuned)} and {tuple(b.shape)} in {_label(base)}; "
+                    f"{shortened(name)} is {tuple(a.shape)} in {_label(tuned)} and {tuple(b.shape)} in {_label(base)}; "
                     "give two checkpoints of one architecture"
                 )
             delta = _difference(a, b.reshape(a.shape))
@@ -149,7 +149,7 @@ def extract(
                 equal += 1
             elif not torch.isfinite(delta).all():
                 raise ValueError(
-                    f"{name} has NaN or infinite values in {_label(tuned)} or {_label(base)}; get it again"
+                    f"{shortened(name)} has NaN or infinite values in {_label(tuned)} or {_label(base)}; get it again"
                 )
             elif kind == "weight" and delta.ndim > 1 and not module.endswith("embedding"):
                 factors, share = decompose(delta.to(device or delta.device), rank, energy)
@@ -197,7 +197,8 @@ def _parameters(keys: list[str]) -> dict[str, _Parameter]:
         for name, place in _names(key, bare):
             if name in found:
                 raise ValueError(
-                    f"{found[name].key} and {key} are the same parameter {name}; give a file that has it once"
+                    f"{shortened(found[name].key)} and {shortened(key)} are the same parameter {shortened(name)}; "
+                    "give a file that has it once"
                 )
             found[name] = place
     return found

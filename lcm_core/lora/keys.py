@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from ..text import quoted, shortened
+
 DIALECTS = ("kohya", "peft", "native")
 
 
@@ -131,7 +133,7 @@ SUFFIXES: dict[str, str] = {
     "diff_b": r"\.diff_b|\.b_norm",
     **{role: rf"\.{role}(?:\.[^.]+)?" for role in HADAMARD + KRONECKER},
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector(?:\.[^.]+)*",
-    "GLoRA": r"\.[ab][12]\.weight",
+    "GLoRA": r"\.(?:[ab][12]|bm)\.weight",
     "OFT": r"\.b?oft_\w+(?:\.\w+)*|\.rescale",
     "replacement": r"\.set_weight|\.reshape_weight",
 }
@@ -174,7 +176,7 @@ def spell(names: Iterable[str], dialect: str) -> dict[str, str]:
     Raises ValueError for an unknown dialect, and in `peft` for a flattened path whose dots are not known.
     """
     if dialect not in DIALECTS:
-        raise ValueError(f"dialect {dialect!r} is unknown; use one of {', '.join(DIALECTS)}")
+        raise ValueError(f"dialect {quoted(dialect)} is unknown; use one of {', '.join(DIALECTS)}")
     names = list(names)
     prefixes = dict(_KOHYA_PREFIX)
     if any(name.startswith("text_encoder_2.") for name in names):
@@ -192,7 +194,8 @@ def spell(names: Iterable[str], dialect: str) -> dict[str, str]:
         elif dialect == "peft":
             if dotless:
                 raise ValueError(
-                    f"{name} lost its dots in a flattened file, so its PEFT name is unknown; save as kohya or native"
+                    f"{shortened(name)} lost its dots in a flattened file, so its PEFT name is unknown; "
+                    "save as kohya or native"
                 )
             spelled[name] = name
         elif dotless or ".upsamplers." in path:

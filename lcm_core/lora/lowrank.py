@@ -13,6 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..text import shortened
+
+# Values of a dense matrix, 2 GB in float32: half as many again as in the widest layer of a diffusion model (Flux.2's).
+LARGEST = 2**29
 # The share of Delta W's energy within which float32 can't tell a singular value from zero: an error of 1e-6.
 ROUNDING = 1e-12
 
@@ -69,8 +73,17 @@ class Factors:
         """The same Delta W with alpha = rank; the factors themselves if alpha is already so, else `dtype` ones."""
         return self if self.alpha == self.rank else self.of_matrices(*self.matrices(self.dtype), self.shape)
 
+    def with_kernel(self, kernel: tuple[int, ...]) -> Factors:
+        """A matrix's factors as a convolution's, its kernel unflattened from the input axis."""
+        return replace(
+            self,
+            down=self.down.reshape(self.rank, -1, *kernel),
+            up=self.up.reshape(len(self.up), self.rank, *[1] * len(kernel)),
+        )
+
     def delta(self) -> Tensor:
-        """Dense Delta W in its weight's shape."""
+        """Dense Delta W in its weight's shape; infinite where it is beyond `dtype`. ValueError above LARGEST values."""
+        check_size("a module", math.prod(self.shape))
         down, up = self.matrices(self.dtype)
         return (up @ down).reshape(self.shape)
 
@@ -79,7 +92,8 @@ def concatenate(name: str, terms: Sequence[Factors], dtype: torch.dtype | None =
     """Exact sum of terms: [up_a up_b] @ [down_a; down_b], each alpha/rank folded into its up alone.
 
     The rank is the sum of the ranks of terms that are not zero, on the first term's device, in `dtype`; None is float32
-    or wider, and a single term as it is. Raises ValueError, naming the module, where shapes differ.
+    or wider, and a single term as it is. Raises ValueError, naming the module, where shapes differ and for factors
+    that `dtype` can't hold.
     """
     shape = max((term.shape for term in terms), key=len)
     for term in terms:
@@ -98,28 +112,47 @@ def concatenate(name: str, terms: Sequence[Factors], dtype: torch.dtype | None =
         down[rows] = term.down.flatten(1)
         up[:, rows] = term.up.flatten(1).to(torch.promote_types(term.up.dtype, dtype)) * (term.alpha / term.rank)
         start += term.rank
-    return Factors.of_matrices(down, up, shape)
+    return checked(name, Factors.of_matrices(down, up, shape))
 
 
 def inner_product(name: str, a: Factors, b: Factors) -> float:
-    """<Delta W_a, Delta W_b> in float64 from Gram matrices of the rank: sum((up_a^T up_b) * (down_a down_b^T))."""
+    """<Delta W_a, Delta W_b> in float64 as sum((up_a^T up_b) * (down_a down_b^T)), or as sum(up_a * (Delta W_b
+    down_a^T)) where the ranks are so high that this is less work. No matrix is larger than the factors.
+
+    Raises ValueError, naming the module, where the shapes differ or the result is beyond float64.
+    """
     check_shapes(name, a.shape, b.shape)
     down_a, up_a = a.matrices(torch.float64)
     down_b, up_b = (matrix.to(down_a.device) for matrix in b.matrices(torch.float64))
-    return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
+    rows, columns = len(up_a), down_a.shape[1]
+    if a.rank * b.rank * (rows + columns) <= rows * columns * (a.rank + b.rank):
+        product = float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
+    else:
+        product = float((up_a * ((up_b @ down_b) @ down_a.T)).sum())
+    if not math.isfinite(product):
+        raise ValueError(
+            f"the inner product of {shortened(name)} is beyond float64's range (alpha {a.alpha:g} and {b.alpha:g}); "
+            "scale the vectors down first"
+        )
+    return product
 
 
 def truncate(factors: Factors, rank: int | None = None, energy: float | None = None) -> Factors:
     """The nearest factors of lower rank (Eckart-Young): QR of both factors, SVD of the small core.
 
-    Singular values within rounding of zero always go; at least one stays. Arguments as in `LoRAVector.compress`.
+    Singular values within rounding of zero always go; at least one stays. Arguments as in `LoRAVector.compress`. The
+    factors are brought near 1 by powers of two first, so that a Delta W beyond its dtype's range has factors too.
     """
-    down, up = factors.matrices(factors.dtype)
-    q_up, r_up = torch.linalg.qr(up)
+    down, up = factors.down.to(factors.dtype).flatten(1), factors.up.to(factors.dtype).flatten(1)
+    down_power, up_power = _power(down), _power(up)
+    down, up = torch.ldexp(down, -down_power), torch.ldexp(up, -up_power)
+    ratio, ratio_power = math.frexp(factors.alpha / factors.rank)
+    power = int(down_power + up_power) + ratio_power
+    q_up, r_up = torch.linalg.qr(up * math.ldexp(ratio, power % 2))
     q_down, r_down = torch.linalg.qr(down.T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
     keep = _kept(s.double().square(), rank, energy)
-    root = s[:keep].sqrt()
+    root = torch.ldexp(s[:keep].sqrt(), torch.tensor(power // 2))
     return Factors.of_matrices(root[:, None] * (vh[:keep] @ q_down.T), (q_up @ u[:, :keep]) * root, factors.shape)
 
 
@@ -130,6 +163,8 @@ def decompose(delta: Tensor, rank: int | None = None, energy: float | None = Non
     SVD's cost for wide matrices. Rank, energy and rounding as in `truncate`; float32 or wider.
     """
     matrix = delta.to(wide(delta.dtype)).flatten(1)
+    half = (_power(matrix) + 1) // 2
+    matrix = torch.ldexp(matrix, -2 * half)
     tall = matrix.shape[0] > matrix.shape[1]
     if tall:
         matrix = matrix.T
@@ -144,7 +179,7 @@ def decompose(delta: Tensor, rank: int | None = None, energy: float | None = Non
     left = vectors.flip(1)[:, :keep].to(matrix.dtype)
     right = left.T @ matrix
     root = right.norm(dim=1).sqrt().clamp(min=torch.finfo(matrix.dtype).tiny)
-    down, up = right / root[:, None], left * root
+    down, up = torch.ldexp(right / root[:, None], half), torch.ldexp(left * root, half)
     return Factors.of_matrices(*((up.T, down.T) if tall else (down, up)), delta.shape), share
 
 
@@ -154,6 +189,36 @@ def check_limits(rank: int | None, energy: float | None) -> None:
         raise ValueError(f"rank is {rank}; it must be a whole number, at least 1, such as 64")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.99")
+
+
+def checked(name: str, factors: Factors) -> Factors:
+    """The factors. Raises ValueError, naming the module, where they have become infinite in their dtype."""
+    for factor in (factors.down, factors.up):
+        check_finite(name, factor)
+    return factors
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises ValueError, naming the module, for a computed tensor with NaN or infinity."""
+    if not all(math.isfinite(end) for end in tensor.aminmax()):
+        raise ValueError(
+            f"{shortened(name)} is beyond {tensor.dtype}'s largest number, {torch.finfo(tensor.dtype).max:.1e}; "
+            "use smaller weights, or scale the vector down first"
+        )
+
+
+def check_size(name: str, values: int) -> None:
+    """Raises ValueError for a matrix of more than LARGEST values, before it is made."""
+    if values > LARGEST:
+        raise ValueError(
+            f"{shortened(name)} would have {values:,} values and at most {LARGEST:,} are made of one; "
+            "the file is damaged, get it again"
+        )
+
+
+def _power(matrix: Tensor) -> Tensor:
+    """The exponent e of the power of two that brings the largest value into [0.5, 1) as matrix * 2**-e."""
+    return torch.frexp(matrix.abs().max()).exponent
 
 
 def _kept(squares: Tensor, rank: int | None, energy: float | None) -> int:
@@ -169,7 +234,8 @@ def check_shapes(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     flattened = min(len(a), len(b)) == 2 and a[0] == b[0] and math.prod(a) == math.prod(b)
     if tuple(a) != tuple(b) and not flattened:
         raise ValueError(
-            f"{name} is {tuple(a)} in one vector and {tuple(b)} in the other; add only LoRAs of one architecture"
+            f"{shortened(name)} is {tuple(a)} in one vector and {tuple(b)} in the other; "
+            "add only LoRAs of one architecture"
         )
 
 

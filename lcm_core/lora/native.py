@@ -1,7 +1,7 @@
 """Every kind of LoRA file under the names of ComfyUI's `load_lora`, each adapter as it is, to be applied alone.
 
-So LoHa and LoKr keep their small factors, and DoRA, GLoRA and OFT, which are no vectors, can be used. Two maps W -> W'
-that the host lacks are here: DoRA as in its paper, and OFT as PEFT has it.
+So LoHa and LoKr keep their small factors, and DoRA, GLoRA and OFT, which are no vectors, can be used: `effect` says
+what each adds to a weight.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .convert import NATIVE, Module, file_modules, module_delta, module_factors, scaled_bias
+from ..text import listed, quoted, shortened
+from .convert import NATIVE, module_delta, module_factors, scaled_bias
+from .effect import generalized_factors
 from .keys import spell
+from .module import Module, file_modules, finite
 
 # (out, in*kh*kw) of the weight that an adapter fits, None where it leaves that open.
 Size = tuple[int | None, int | None]
@@ -35,7 +38,9 @@ def native_adapters(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str
     renamed: dict[str, Tensor] = {}
     for module in modules:
         tensors = _as_the_host_reads(module)
-        _sizes(replace(module, tensors=tensors, keys={role: module.keys.get(role, role) for role in tensors}))
+        if not all(finite(tensor) for role, tensor in tensors.items() if role not in ("alpha", ".reshape_weight")):
+            raise module.overflow()
+        module_sizes(replace(module, tensors=tensors, keys={role: module.keys.get(role, role) for role in tensors}))
         renamed |= {spelled[module.name] + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
     return renamed
 
@@ -44,28 +49,8 @@ def adapter_sizes(adapters: Mapping[str, Tensor]) -> dict[str, Size]:
     """Canonical name + `.weight` or `.bias` -> the size that it must have in the model, of `native_adapters`."""
     sizes: dict[str, Size] = {}
     for module in file_modules(adapters, {}):
-        sizes |= _sizes(module)
+        sizes |= module_sizes(module)
     return sizes
-
-
-def rescaled(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """DoRA (arXiv 2402.09353, eq. 5): each row of W + Delta W (out, in, ...) gets the norm `magnitude`, (out, 1, ...).
-
-    A magnitude (1, in, ...) is per input, as in older LyCORIS files.
-    """
-    axis = 0 if len(magnitude) == len(weight) else 1
-    norms = weight.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    return weight * (magnitude.to(weight).flatten() / norms).reshape(shape)
-
-
-def rotated(weight: Tensor, rotations: Tensor) -> Tensor:
-    """OFT (arXiv 2306.07280) on the inputs: W diag(R_1, ..., R_n)^T for R (n, b, b), one for all blocks if n is 1."""
-    size = rotations.shape[-1]
-    blocks = weight.reshape(len(weight), -1, size)
-    rotations = rotations.to(weight).expand(blocks.shape[1], size, size)
-    return torch.einsum("onb,ncb->onc", blocks, rotations).reshape(weight.shape)
 
 
 def _as_the_host_reads(module: Module) -> dict[str, Tensor]:
@@ -94,7 +79,9 @@ def _as_the_host_reads(module: Module) -> dict[str, Tensor]:
 def _cayley(module: Module, vectors: Tensor) -> Tensor:
     """PEFT's rotations (n, b, b) from the upper triangles (n, b(b-1)/2) of skew Q: (I - Q)(I + Q)^-1, or its series."""
     if module.config.get("coft"):
-        raise ValueError(f"{module.name} is constrained OFT, which isn't read; merge it into its base model with PEFT")
+        raise ValueError(
+            f"{shortened(module.name)} is constrained OFT, which isn't read; merge it into its base model with PEFT"
+        )
     count, values = vectors.shape
     size = (1 + math.isqrt(1 + 8 * values)) // 2
     if size * (size - 1) // 2 != values:
@@ -108,7 +95,9 @@ def _cayley(module: Module, vectors: Tensor) -> Tensor:
         return torch.linalg.solve(eye + skew, eye - skew, left=False)
     terms = module.config.get("num_cayley_neumann_terms", 5)
     if not isinstance(terms, int) or not 1 <= terms <= 100:
-        raise ValueError(f"num_cayley_neumann_terms is {terms!r} in the adapter's metadata; it is 1 to 100, such as 5")
+        raise ValueError(
+            f"num_cayley_neumann_terms is {quoted(terms)} in the adapter's metadata; it is 1 to 100, such as 5"
+        )
     total, power = eye.clone(), eye
     last = terms - 1 if terms < 3 else max(terms - 1, 3)
     for i in range(1, last + 1):
@@ -117,7 +106,7 @@ def _cayley(module: Module, vectors: Tensor) -> Tensor:
     return total
 
 
-def _sizes(module: Module) -> dict[str, Size]:
+def module_sizes(module: Module) -> dict[str, Size]:
     """What `adapter_sizes` says of one module, from shapes alone."""
     roles = module.tensors
     on_meta = {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in roles.items()}
@@ -138,6 +127,8 @@ def _sizes(module: Module) -> dict[str, Size]:
     size = (factors.shape[0], math.prod(factors.shape[1:]))
     if "DoRA" in roles and (rewriting or not _fits(roles["DoRA"], *size)):
         raise module.misfit()
+    if rewriting and math.prod(roles[".reshape_weight"].flatten().tolist()) != math.prod(size):
+        raise module.misfit()
     return {**sizes, weight: (None, None) if rewriting else size}
 
 
@@ -151,18 +142,19 @@ def _fits(magnitude: Tensor, rows: int, columns: int) -> bool:
 
 def _rewriting_size(module: Module, roles: list[str]) -> Size:
     tensors = module.tensors
-    if roles == [".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"]:
-        if any(tensors[role].ndim < 2 for role in roles):
+    if set(roles) - {".bm.weight"} == {".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"}:
+        _, a2, b1, b2 = generalized_factors(module)
+        core = tensors.get(".bm.weight", b2.new_empty(len(a2), len(a2)))
+        if core.shape[:2] != (len(a2), len(a2)):
             raise module.misfit()
-        a1, a2, b1, b2 = (tensors[role].flatten(1) for role in roles)
-        for into, back, left, right in ((a1, a2, b1, b2), (a2, a1, b2, b1)):  # today's order, and older LyCORIS's
-            if into.shape == back.T.shape and left.shape[1] == right.shape[0] == into.shape[1]:
-                return len(left), right.shape[1]
-        raise module.misfit()
-    if ".oft_blocks" in roles and tensors[".oft_blocks"].ndim in (3, 4):
-        *_, blocks, rows, columns = tensors[".oft_blocks"].shape
-        if rows == columns and (tensors[".oft_blocks"].ndim == 3 or "alpha" in tensors):
-            return blocks * rows, None
+        return len(b1), b2.shape[1] * math.prod(core.shape[2:])
+    if set(roles) - {".rescale"} == {".oft_blocks"} and tensors[".oft_blocks"].ndim in (3, 4):
+        *stages, blocks, rows, columns = tensors[".oft_blocks"].shape
+        butterfly = not stages or (rows % 2 == 0 and stages[0] < 64 and blocks % 2 ** (stages[0] - 1) == 0)
+        rescale = tensors.get(".rescale")
+        if rows != columns or not butterfly or (rescale is not None and rescale.numel() != blocks * rows):
+            raise module.misfit()
+        return blocks * rows, None
     if roles == [".oft_R"] and tensors[".oft_R"].ndim == 3:
         blocks, rows, columns = tensors[".oft_R"].shape
         if rows == columns:
@@ -171,6 +163,6 @@ def _rewriting_size(module: Module, roles: list[str]) -> Size:
         rows, *rest = tensors[".set_weight"].shape
         return rows, math.prod(rest)
     raise ValueError(
-        f"{module.name} has {', '.join(module.keys.values())}, an adapter that ComfyUI can't apply; "
+        f"{shortened(module.name)} has {listed(module.keys.values(), 9)}, an adapter that ComfyUI can't apply; "
         "merge it into its base model with the program that made it, or get the file as a LoRA"
     )

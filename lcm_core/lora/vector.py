@@ -18,16 +18,28 @@ import torch
 from torch import Tensor
 
 from ..files import read_lora, write_lora
-from ..text import listed
+from ..text import listed, shortened
 from .convert import read_modules
 from .keys import flat, spell
-from .lowrank import Factors, check_limits, check_shapes, concatenate, inner_product, truncate, wide
+from .lowrank import (
+    Factors,
+    check_finite,
+    check_limits,
+    check_shapes,
+    check_size,
+    checked,
+    concatenate,
+    inner_product,
+    truncate,
+    wide,
+)
+from .module import ALPHA_IS_RANK, CONFIG, alpha_note
 from .record import EXPRESSION, PARENTS
 
 T = TypeVar("T")
 
 # Metadata that any other file than the one read would contradict, and that a changed vector would.
-OF_THE_FILE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata")
+OF_THE_FILE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", CONFIG, *ALPHA_IS_RANK)
 STALE = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module", EXPRESSION, PARENTS)
 
 
@@ -38,28 +50,35 @@ class LoRAVector:
     modules:  canonical name (see `keys.canonical_name`) -> Factors, text encoders included
     diffs:    canonical name + `.weight` or `.bias` -> what is added to a norm's weight or a bias
     metadata: the file's text entries
+    notes:    what reading the file had to assume, such as an alpha that it lacks; results of arithmetic have none
     """
 
     modules: Mapping[str, Factors] = field(default_factory=dict)
     diffs: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_state_dict(
         cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, rank: int | None = None
     ) -> LoRAVector:
-        """Reads kohya, PEFT, diffusers or ComfyUI names. A missing alpha is the metadata's, else the rank.
+        """Reads kohya, PEFT, diffusers or ComfyUI names. A missing alpha is the metadata's, else the rank; where that
+        may be wrong, as in a file with PEFT's names, `notes` says so.
 
         LoHa, LoKr and dense differences become factors exactly, of a rank up to min(out, in); `rank` limits theirs to
         the nearest of that rank, one module at a time. An alpha of 0 is valid: that module adds nothing.
 
         Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, GLoRA, OFT; see
         `native.native_adapters`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
-        that don't fit each other, values that are NaN or infinite and a rank below 1.
+        that don't fit each other, values that are NaN or infinite, factors that claim a larger Delta W than any layer
+        has, PEFT initialisations that changed the base model too (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, KaSA) and a rank
+        below 1.
         """
         metadata = dict(metadata or {})
         modules, diffs = read_modules(state_dict, metadata, rank)
-        return cls(modules, diffs, {key: text for key, text in metadata.items() if key not in OF_THE_FILE})
+        kept = {key: text for key, text in metadata.items() if key not in OF_THE_FILE}
+        note = alpha_note(state_dict, metadata)
+        return cls(modules, diffs, kept, (note,) if note else ())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], rank: int | None = None) -> LoRAVector:
@@ -111,7 +130,8 @@ class LoRAVector:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Writes a safetensors file, whole or not at all; `metadata` is added to the vector's own."""
-        write_lora(path, self.state_dict(dialect, dtype), {**self.metadata, **(metadata or {})})
+        stated = ALPHA_IS_RANK if dialect == "peft" else {}
+        write_lora(path, self.state_dict(dialect, dtype), {**self.metadata, **stated, **(metadata or {})})
 
     def __mul__(self, scale: float) -> LoRAVector:
         if not isinstance(scale, Real):
@@ -121,8 +141,12 @@ class LoRAVector:
         modules = {name: replace(f, alpha=f.alpha * float(scale)) for name, f in self.modules.items()}
         for name, factors in modules.items():
             if not math.isfinite(factors.alpha):
-                raise ValueError(f"lambda {scale} overflows alpha of {name}; use a smaller lambda, such as 0.8")
+                raise ValueError(
+                    f"lambda {scale} overflows alpha of {shortened(name)}; use a smaller lambda, such as 0.8"
+                )
         diffs = {name: diff.to(wide(diff.dtype)) * float(scale) for name, diff in self.diffs.items()}
+        for name, diff in diffs.items():
+            check_finite(name, diff)
         return LoRAVector(modules, diffs, _without_stale(self.metadata))
 
     __rmul__ = __mul__
@@ -140,7 +164,7 @@ class LoRAVector:
     def __add__(self, other: LoRAVector) -> LoRAVector:
         """The exact sum, rank = sum of ranks; metadata on which the two don't disagree is kept.
 
-        Raises ValueError where a module's shapes differ (LoRAs for different architectures).
+        Raises ValueError where a module's shapes differ (LoRAs for different architectures) or a sum is beyond float32.
         """
         if not isinstance(other, LoRAVector):
             return NotImplemented
@@ -175,11 +199,21 @@ class LoRAVector:
         return factors + sum(diff.numel() for diff in self.diffs.values())
 
     def delta(self, name: str) -> Tensor:
-        """Dense Delta W of a module in its weight's shape, float32 or wider. Raises KeyError for a module not there."""
-        return self.modules[name].delta()
+        """Dense Delta W of a module in its weight's shape, float32 or wider.
+
+        Raises KeyError for a module not there, ValueError for one beyond float32 or of more values than any layer has.
+        """
+        factors = self.modules[name]
+        check_size(name, math.prod(factors.shape))
+        delta = factors.delta()
+        check_finite(name, delta)
+        return delta
 
     def dot(self, other: LoRAVector) -> float:
-        """Inner product <Delta W, Delta W'> over all modules and diffs, in float64, from the factors."""
+        """Inner product <Delta W, Delta W'> over all modules and diffs, in float64, from the factors.
+
+        Raises ValueError where a module's shapes differ or the result is beyond float64.
+        """
         total = 0.0
         for name, factors in _aligned(self.modules, other.modules).items():
             if len(factors) == 2:
@@ -188,6 +222,8 @@ class LoRAVector:
             if len(diffs) == 2:
                 check_shapes(name, diffs[0].shape, diffs[1].shape)
                 total += float((diffs[0].double() * diffs[1].double().to(diffs[0].device)).sum())
+        if not math.isfinite(total):
+            raise ValueError("the inner product of the vectors is beyond float64's range; scale them down first")
         return total
 
     def norm(self) -> float:
@@ -204,10 +240,10 @@ class LoRAVector:
 
         rank limits every module's rank; energy in (0, 1] keeps the fewest singular values whose squares reach that
         share of their sum. Without either only redundancy goes and Delta W stays. alpha = rank, singular values are
-        shared evenly by both factors, float32 or wider.
+        shared evenly by both factors, float32 or wider. ValueError for factors that would be beyond float32.
         """
         check_limits(rank, energy)
-        modules = {name: truncate(factors, rank, energy) for name, factors in self.modules.items()}
+        modules = {name: checked(name, truncate(factors, rank, energy)) for name, factors in self.modules.items()}
         return LoRAVector(modules, self.diffs, _without_stale(self.metadata))
 
 
@@ -228,6 +264,7 @@ def _add_diffs(name: str, terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         check_shapes(name, total.shape, term.shape)
         total = total.to(wide(total.dtype)) + term.to(total.device)
+    check_finite(name, total)
     return total
 
 
@@ -236,7 +273,8 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not all(math.isfinite(end) for end in cast.aminmax()):
         largest = float(tensor.abs().max())
         raise ValueError(
-            f"{key} reaches {largest:g}, which {cast.dtype} can't hold; scale the vector down, or save as float32"
+            f"{shortened(key)} reaches {largest:g}, which {cast.dtype} can't hold; "
+            "scale the vector down, or save as float32"
         )
     return cast
 

@@ -264,7 +264,7 @@ def test_progress_counts_modules_and_can_stop(method):
     (([A, B, A], [1.0] * 3, "project_out"), {}, "project_out has 3 vectors; it takes 2"),
     (([A, B], [1.0, 1.0], "slerp"), {"t": 1.5}, r"t is 1.5; it is a place in \[0, 1\]"),
     (([vector(torch.full((4, 4), 1e30))], [1e30], "magnitude_prune"), {}, "to_q is not finite; use smaller weights"),
-    (([1e300 * A], [1e300]), {}, "weight 1e.300 overflows alpha"),
+    (([1e300 * LoRAVector(A.modules)], [1e300]), {}, "weight 1e.300 overflows alpha"),
 ])  # fmt: skip
 def test_errors(arguments, options, message):
     with pytest.raises(ValueError, match=message):

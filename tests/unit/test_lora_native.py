@@ -5,7 +5,8 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 
 from lcm_core.lora import LoRAVector, read_lora
-from lcm_core.lora.native import adapter_sizes, native_adapters, rescaled, rotated
+from lcm_core.lora.effect import rescaled, rotated
+from lcm_core.lora.native import adapter_sizes, native_adapters
 
 CONV = "lora_unet_mid_block_resnets_0_conv1"
 NATIVE_CONV = "diffusion_model.middle_block.0.in_layers.2"
@@ -128,7 +129,7 @@ GLORA = {"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2), "b2.weig
     (GLORA, {"weight": (5, 36)}),
     ({"a1.weight": (2, 6), "a2.weight": (6, 2), "b1.weight": (2, 6), "b2.weight": (5, 2)}, {"weight": (5, 6)}),
     ({"oft_blocks": (2, 3, 3), "alpha": ()}, {"weight": (6, None)}),
-    ({"oft_blocks": (3, 2, 4, 4), "rescale": (8, 1), "alpha": ()}, {"weight": (8, None)}),
+    ({"oft_blocks": (3, 4, 4, 4), "rescale": (16, 1), "alpha": ()}, {"weight": (16, None)}),
     ({"oft_R": (2, 3, 3)}, {"weight": (None, 6)}),
     ({"oft_R.weight": (1, 3)}, {"weight": (None, None)}),
     ({"diff": (5, 4)}, {"weight": (5, 4)}),
@@ -167,7 +168,12 @@ def test_reshape_goes_with_its_lora():
     ({**GLORA, "a2.weight": (3, 4)}, "don't fit each other"),
     ({**GLORA, "b1.weight": (5,)}, "don't fit each other"),
     ({"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2)}, "an adapter that ComfyUI can't apply; merge it"),
-    ({"oft_blocks": (2, 3, 4)}, "an adapter that ComfyUI can't apply"),
+    ({"oft_blocks": (2, 3, 4)}, "don't fit each other"),
+    ({"oft_blocks": (3, 2, 4, 4)}, "don't fit each other"),
+    ({"oft_blocks": (1, 2, 3, 3)}, "don't fit each other"),
+    ({"oft_blocks": (2, 3, 3), "rescale": (5, 1)}, "don't fit each other"),
+    ({**LORA, "reshape_weight": (4,)}, "don't fit each other: .*reshape_weight"),
+    ({**GLORA, "bm.weight": (2, 3, 3, 3)}, "don't fit each other: .*bm.weight"),
     ({"boft_R": (1, 2, 3, 3), "boft_s": (1, 6)}, "boft_R, .*boft_s, an adapter that ComfyUI can't apply"),
     ({"oft_R.weight": (2, 5)}, "don't fit each other"),
     ({"diff_b": ()}, "don't fit each other"),
