@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -69,16 +70,17 @@ def _parents(metadatas: Sequence[Metadata], weights: Sequence[float]) -> dict[st
         for parent in _read_parents(metadata):
             known = merged.setdefault(str(parent["sha256"]), {**parent, "weight": 0.0})
             known["weight"] += parent["weight"] * weight
-    return {PARENTS: json.dumps(list(merged.values()))}
+    return {PARENTS: json.dumps([parent for parent in merged.values() if math.isfinite(parent["weight"])])}
 
 
 def _read_parents(metadata: Metadata) -> list[dict]:
     """The parents of a record; none where the text is not one that this module writes."""
     try:
         parents = json.loads(metadata.get(PARENTS, "[]"))
-        return [{**parent, "sha256": str(parent["sha256"]), "weight": float(parent["weight"])} for parent in parents]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        read = [{**parent, "sha256": str(parent["sha256"]), "weight": float(parent["weight"])} for parent in parents]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return []
+    return read if all(math.isfinite(parent["weight"]) for parent in read) else []
 
 
 def _quoted(name: str) -> str:

@@ -233,8 +233,6 @@ def kinds(model: Any) -> dict[str, dict[str, Tensor]]:
         "glora": {
             linear: made({"a1.weight": (128, 3), "a2.weight": (3, 128), "b1.weight": (128, 3), "b2.weight": (3, 128)}),
         },
-        "oft": {linear: made({"oft_blocks": (8, 16, 16)}), conv: made({"oft_blocks": (4, 16, 16)})},
-        "boft": {linear: made({"oft_blocks": (3, 8, 16, 16), "rescale": (128, 1)})},
         "dense": {
             linear: made({"diff": (128, 128)}), conv: made({"diff": (64, 32, 3, 3), "diff_b": (64,)}),
             "down_blocks.1.resnets.0.norm1": made({"w_norm": (32,), "b_norm": (32,)}),
@@ -242,11 +240,10 @@ def kinds(model: Any) -> dict[str, dict[str, Tensor]]:
             "time_embedding.linear_1": made({"diff_b": (128,)}),
         },
     }  # fmt: skip
-    alpha = {"dense": None, "glora": 1.5, "oft": 0.1, "boft": 0.1}
     for kind, modules in files.items():
         for roles in modules.values():
-            if alpha.get(kind, 1.5) is not None:
-                roles["alpha"] = torch.tensor(alpha.get(kind, 1.5))
+            if kind != "dense":
+                roles["alpha"] = torch.tensor(1.5)
     return {
         kind: {f"{m} {r}": t for m, roles in mods.items() for r, t in roles.items()} for kind, mods in files.items()
     }
@@ -308,6 +305,66 @@ def peft_files(host: Host, folder: Path) -> dict[str, Any]:
             }
             report[kind]["half"] = error(half, between)
     return report
+
+
+def lycoris_files(host: Host, folder: Path) -> dict[str, Any]:
+    """LyCORIS's own files on its own weights, against what it merges, by our node at two strengths and by core's."""
+    import comfy.utils
+
+    model = make_model("SD15")
+    ldm = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    keys = {name: f"diffusion_model.{key}" for name, key in ldm.items()}
+    base = {keys[name]: tensor for name, tensor in load_file(folder / "lycoris base.safetensors").items()}
+    for key, tensor in base.items():
+        comfy.utils.copy_to_param(model.model, key, tensor)
+    report: dict[str, Any] = {}
+    for merged in sorted(folder.glob("lycoris merged *.safetensors")):
+        kind = merged.stem.removeprefix("lycoris merged ")
+        expected = {keys[name]: tensor for name, tensor in load_file(merged).items()}
+        name = f"lycoris {kind}.safetensors"
+        patched, _, text, _ = host.run("LCMLoRA_Loader", model=model, lora_name=name)
+        half, *_ = host.run("LCMLoRA_Loader", model=model, lora_name=name, strength=-0.5)
+        between = {key: base[key] - 0.5 * (tensor - base[key]) for key, tensor in expected.items()}
+        (core,) = host.run("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0)
+        report[kind] = {
+            "errors": [error(patched, expected), error(half, between)], "core": error(core, expected), "report": text,
+        }  # fmt: skip
+    return report
+
+
+def not_taken(host: Host, loras: Path) -> str:
+    """What the report says where the host has no patch for one of the modules."""
+    import comfy.lora
+
+    names = [f"lora_unet_down_blocks_{level}_resnets_0_time_emb_proj" for level in (0, 1)]
+    save_file(
+        {f"{name}.{role}": torch.ones(shape) for name, width in zip(names, (32, 64), strict=True)
+         for role, shape in (("lora_down.weight", (1, 128)), ("lora_up.weight", (width, 1)))},
+        loras / "not taken.safetensors",
+    )  # fmt: skip
+    load = comfy.lora.load_lora
+    comfy.lora.load_lora = lambda lora, targets, log_missing=True: {
+        key: patch for key, patch in load(lora, targets, log_missing).items() if "input_blocks.1." not in key
+    }
+    try:
+        return host.run("LCMLoRA_Loader", model=make_model("SD15"), lora_name="not taken.safetensors")[2]
+    finally:
+        comfy.lora.load_lora = load
+
+
+def bias_of_a_part(host: Host, loras: Path) -> dict[str, Any]:
+    """A bias of q alone, where the host's q, k and v are one: its place in the fused bias, and what the report says."""
+    import comfy.utils
+
+    model = make_model("SD3")
+    table = comfy.utils.mmdit_to_diffusers(model.model.model_config.unet_config, output_prefix="diffusion_model.")
+    key, (axis, start, length) = table["transformer_blocks.0.attn.to_q.weight"][:2]
+    save_file({"transformer.transformer_blocks.0.attn.to_q.diff_b": torch.ones(length)}, loras / "bias.safetensors")
+    patched, _, text, _ = host.run("LCMLoRA_Loader", model=model, lora_name="bias.safetensors")
+    bias = f"{key.removesuffix('.weight')}.bias"
+    expected = comfy.utils.get_attr(model.model, bias).clone()
+    expected.narrow(axis, start, length).add_(1.0)
+    return {"error": error(patched, {bias: expected}), "report": text}
 
 
 def transformer_names(host: Host, loras: Path) -> dict[str, Any]:
@@ -384,6 +441,9 @@ def main() -> None:
         **{family: every_dialect(host, loras, family) for family in ("SD15", "SDXL", "SSD1B")},
         "kinds": every_kind(host, loras),
         "peft": peft_files(host, folder),
+        "lycoris": lycoris_files(host, folder),
+        "not taken": not_taken(host, loras),
+        "bias": bias_of_a_part(host, loras),
         "transformer": transformer_names(host, loras),
         "refusals": refusals(host, loras),
     }

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from lycoris.modules.boft import ButterflyOFTModule
+from lycoris.modules.diag_oft import DiagOFTModule
+from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.locon import LoConModule
+from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import save_file
 
@@ -45,6 +51,28 @@ PEFT = {
     "loha": LoHaConfig(r=2, alpha=3, use_effective_conv2d=True, **COMMON),
     "lokr": LoKrConfig(r=2, alpha=3, rank_pattern={"to_q": 100}, **COMMON),
     "oft": OFTConfig(oft_block_size=16, target_modules=COMMON["target_modules"]),
+}
+# A linear layer, and convolutions with and without a kernel.
+LYCORIS_TARGETS = [
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "mid_block.attentions.0.proj_in",
+    "down_blocks.1.resnets.0.conv1",
+]
+# Kind -> (module, options).
+LYCORIS = {
+    "locon": (LoConModule, {"use_tucker": True}),
+    "locon dora": (LoConModule, {"use_tucker": True, "weight_decompose": True}),
+    "loha": (LohaModule, {"use_tucker": True}),
+    "loha dora": (LohaModule, {"use_tucker": True, "weight_decompose": True}),
+    "lokr": (LokrModule, {"use_tucker": True}),
+    "lokr dora": (LokrModule, {"use_tucker": True, "weight_decompose": True, "decompose_both": True}),
+    "lokr whole": (LokrModule, {"full_matrix": True, "factor": 8}),
+    "oft": (DiagOFTModule, {}),
+    "oft rescaled": (DiagOFTModule, {"rescaled": True}),
+    "oft constrained": (DiagOFTModule, {"constraint": 0.01}),
+    "boft": (ButterflyOFTModule, {"rescaled": True}),
+    "boft constrained": (ButterflyOFTModule, {"constraint": 0.01}),
+    "glora": (GLoRAModule, {"use_tucker": True}),
 }
 
 
@@ -83,6 +111,26 @@ def write_peft(folder):
         save_file(different, folder / f"merged {kind}.safetensors")
 
 
+def write_lycoris(folder):
+    """LyCORIS's own adapters of one UNet in every form that matters, and the weights that each gives it."""
+    torch.manual_seed(1)
+    base = UNet2DConditionModel(**SD15).requires_grad_(False)
+    save_file({name: tensor for name, tensor in base.named_parameters()}, folder / "lycoris base.safetensors")
+    for kind, (module_type, options) in LYCORIS.items():
+        state, merged = {}, {}
+        for name in LYCORIS_TARGETS:
+            layer = base.get_submodule(name)
+            alpha = {} if "oft" in kind else {"alpha": 3}
+            module = module_type(f"lora_unet_{name.replace('.', '_')}", layer, lora_dim=3, **alpha, **options)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                state |= {f"{module.lora_name}.{key}": value.clone() for key, value in module.state_dict().items()}
+                merged[f"{name}.weight"] = module.get_merged_weight(1.0, layer.weight.shape)[0]
+        save_file(state, folder / "models" / "loras" / f"lycoris {kind}.safetensors")
+        save_file(merged, folder / f"lycoris merged {kind}.safetensors")
+
+
 @pytest.fixture(scope="module")
 def reports(base):
     """What dialects.py reports, from a process of its own with the host in it."""
@@ -96,6 +144,7 @@ def reports(base):
             encoders = {"text_encoder": 12} | ({} if family == "SD15" else {"text_encoder_2": 32})
             write_lora(unet, encoders, loras / f"{family}.safetensors")
         write_peft(folder)
+        write_lycoris(folder)
         command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.dialects", os.environ["LCM_HOST_DIR"], name]
         run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stderr[-4000:]
@@ -139,7 +188,7 @@ def test_core_finds_less_of_pefts_names_and_all_of_what_we_save(reports, family)
 
 
 KINDS = {
-    "loha": 2, "lokr": 2, "tucker": 1, "flattened": 2, "dora per input": 2, "glora": 1, "oft": 2, "boft": 1, "dense": 8,
+    "loha": 2, "lokr": 2, "tucker": 1, "flattened": 2, "dora per input": 2, "glora": 1, "dense": 8,
 }  # fmt: skip
 
 
@@ -158,6 +207,31 @@ def test_pefts_files_have_the_effect_of_pefts_merge(reports, kind):
     reasons = {"dora": "DoRA rescales the whole weight after adding", "oft": "OFT rotates the base weight"}
     assert ("sum" in found) == (kind in reasons)
     assert reasons.get(kind, "") in found.get("sum", "")
+
+
+@pytest.mark.parametrize("kind", LYCORIS)
+def test_lycoriss_files_have_the_effect_of_its_merge(reports, kind):
+    found = reports["lycoris"][kind]
+    print(f"core's Load LoRA of LyCORIS's {kind} is {found['core']:.1%} off")
+    assert max(found["errors"]) < 2e-5
+    assert f"{len(LYCORIS_TARGETS)} of {len(LYCORIS_TARGETS)} modules" in found["report"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["locon dora", "lokr", "lokr dora", "oft rescaled", "oft constrained", "boft constrained"]
+)
+def test_what_core_does_not_do(reports, kind):
+    assert reports["lycoris"][kind]["core"] > 0.01
+
+
+def test_the_report_counts_what_the_host_took(reports):
+    assert "1 of 2 modules" in reports["not taken"]
+    assert "ComfyUI did not take unet.down_blocks.0.resnets.0.time_emb_proj" in reports["not taken"]
+
+
+def test_a_bias_of_one_part_of_a_fused_weight(reports):
+    assert reports["bias"]["error"] < 1e-6
+    assert "1 of 1 modules" in reports["bias"]["report"]
 
 
 def test_dora_is_the_papers_where_cores_is_not(reports):
