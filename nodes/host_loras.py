@@ -198,7 +198,7 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     elif texts:
         report += f"; {len(found_texts) - len(left_texts)} of {text_count} text encoder modules"
     if left or left_texts:
-        report += f"; ComfyUI did not take {listed([*left, *left_texts])}"
+        report += f"; not applied, without a place in the model of their own: {listed([*left, *left_texts])}"
     report = "; ".join([report, *getattr(lora, "notes", ())])
     logging.info("LCM-LoRA: %s", report)
     return model, clip, report

@@ -226,7 +226,7 @@ def test_what_core_does_not_do(reports, kind):
 
 def test_the_report_counts_what_the_host_took(reports):
     assert "1 of 2 modules" in reports["not taken"]
-    assert "ComfyUI did not take unet.down_blocks.0.resnets.0.time_emb_proj" in reports["not taken"]
+    assert "not applied, without a place in the model of their own: unet.down_blocks.0.resnets.0.time_emb_proj" in reports["not taken"]
 
 
 def test_a_bias_of_one_part_of_a_fused_weight(reports):
