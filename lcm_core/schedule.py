@@ -96,9 +96,7 @@ class NoiseSchedule:
         return torch.where(fraction == 0, below, between)
 
 
-def lcm_timesteps(
-    steps: int, *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000
-) -> list[int]:
+def lcm_timesteps(steps: int, *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000) -> list[int]:
     """The timesteps at which an LCM is evaluated in `steps` steps, descending, as diffusers' LCMScheduler chooses them.
 
     Latent Consistency Models (arXiv 2310.04378): distillation visits the grid {k, 2k, …} − 1 with
@@ -119,7 +117,8 @@ def lcm_timesteps(
     if steps > length:
         raise ValueError(
             f"steps {steps} is more than the {length} points that strength {strength} leaves of the "
-            f"{original_steps}-point LCM grid; " + (f"use at most {length} steps, or " if length else "")
+            f"{original_steps}-point LCM grid; "
+            + (f"use at most {length} steps, or " if length else "")
             + f"raise strength above {steps / original_steps:g}"
         )
     stride = train_steps // original_steps

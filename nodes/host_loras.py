@@ -36,8 +36,11 @@ def lora_files() -> list[str]:
 
 
 def load_vector(name: str) -> LoRAVector:
-    """A LoRA of the host's loras folders."""
-    return LoRAVector.load(lora_path(name))
+    """A LoRA of the host's loras folders; what reading it had to assume is in the log."""
+    vector = LoRAVector.load(lora_path(name))
+    for note in vector.notes:
+        logging.warning("LCM-LoRA: %s: %s", name, note)
+    return vector
 
 
 def load_adapters(name: str) -> "LoRATensors":

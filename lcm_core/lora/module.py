@@ -149,7 +149,8 @@ def alpha_note(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
         return None
     return (
         f"no alpha in the file for {len(open_ones)} modules ({listed(open_ones, 1)}); took alpha = rank. If it was "
-        "trained with another, multiply the strength by alpha/rank or put its adapter_config.json beside it"
+        "trained with another, multiply the strength by alpha/rank, or put the file, as adapter_model.safetensors, "
+        "into a folder with its adapter_config.json"
     )
 
 

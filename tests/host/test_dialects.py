@@ -226,7 +226,8 @@ def test_what_core_does_not_do(reports, kind):
 
 def test_the_report_counts_what_the_host_took(reports):
     assert "1 of 2 modules" in reports["not taken"]
-    assert "not applied, without a place in the model of their own: unet.down_blocks.0.resnets.0.time_emb_proj" in reports["not taken"]
+    left = "not applied, without a place in the model of their own: unet.down_blocks.0.resnets.0.time_emb_proj"
+    assert left in reports["not taken"]
 
 
 def test_a_bias_of_one_part_of_a_fused_weight(reports):
@@ -245,6 +246,7 @@ def test_dora_is_the_papers_where_cores_is_not(reports):
 def test_names_of_other_architectures(reports, dialect):
     found = reports["transformer"]
     assert f"{found['count']} of {found['count']} modules" in found[dialect]["report"]
+    assert ("took alpha = rank" in found[dialect]["report"]) == (dialect in ("peft", "base_model"))
     assert found[dialect]["error"] < 1e-6
 
 
