@@ -22,7 +22,7 @@ from ..lcm_core.lora.convert import NATIVE
 from ..lcm_core.lora.effect import change
 from ..lcm_core.lora.lowrank import wide
 from ..lcm_core.lora.module import CONFIG, Module, alpha_note, file_modules
-from ..lcm_core.lora.native import Size, module_sizes, native_adapters
+from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
 from .host import check_finite
@@ -173,7 +173,7 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     check_finite(strength=strength)
     adapters = lora if isinstance(lora, LoRATensors) else native_adapters(lora)
     modules = {module.name: module for module in file_modules(adapters, {})}
-    sizes = {parameter: size for module in modules.values() for parameter, size in module_sizes(module).items()}
+    sizes = adapter_sizes(modules.values())
     host = type(model.model.model_config).__name__
     both = f"{source} is for {shortened(architecture(sizes, getattr(lora, 'metadata', {})))} and the model is {host}"
     texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}

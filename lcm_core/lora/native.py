@@ -7,7 +7,7 @@ what each adds to a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -40,16 +40,16 @@ def native_adapters(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str
         tensors = _as_the_host_reads(module)
         if not all(finite(tensor) for role, tensor in tensors.items() if role not in ("alpha", ".reshape_weight")):
             raise module.overflow()
-        module_sizes(replace(module, tensors=tensors, keys={role: module.keys.get(role, role) for role in tensors}))
+        _sizes(replace(module, tensors=tensors, keys={role: module.keys.get(role, role) for role in tensors}))
         renamed |= {spelled[module.name] + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
     return renamed
 
 
-def adapter_sizes(adapters: Mapping[str, Tensor]) -> dict[str, Size]:
-    """Canonical name + `.weight` or `.bias` -> the size that it must have in the model, of `native_adapters`."""
+def adapter_sizes(modules: Iterable[Module]) -> dict[str, Size]:
+    """Canonical name + `.weight` or `.bias` -> the size that it must have in the model, of `native_adapters`'s modules."""
     sizes: dict[str, Size] = {}
-    for module in file_modules(adapters, {}):
-        sizes |= module_sizes(module)
+    for module in modules:
+        sizes |= _sizes(module)
     return sizes
 
 
@@ -106,7 +106,7 @@ def _cayley(module: Module, vectors: Tensor) -> Tensor:
     return total
 
 
-def module_sizes(module: Module) -> dict[str, Size]:
+def _sizes(module: Module) -> dict[str, Size]:
     """What `adapter_sizes` says of one module, from shapes alone."""
     roles = module.tensors
     on_meta = {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in roles.items()}

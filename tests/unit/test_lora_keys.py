@@ -8,6 +8,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lcm_core.distill.adapters import LCM_TARGETS
 from lcm_core.lora import LoRAVector, canonical_name, flat, spell
 from lcm_core.lora.keys import split_key
+from lcm_core.lora.module import file_modules
 from lcm_core.lora.native import adapter_sizes, native_adapters
 
 TARGETS = tuple(f".{target}" for target in LCM_TARGETS)
@@ -106,7 +107,7 @@ def test_lcm_lora_targets_are_all_found(table):
     assert (vector.rank, vector.parameters) == (64, parameters or vector.parameters)
     for dialect in ("kohya", "peft", "native"):
         assert LoRAVector.from_state_dict(vector.state_dict(dialect)).modules.keys() == vector.modules.keys()
-    sizes = adapter_sizes(native_adapters(state))
+    sizes = adapter_sizes(file_modules(native_adapters(state), {}))
     assert sizes == {f"unet.{path}.weight": (len(w), math.prod(w.shape[1:])) for path, w in weights.items()}
 
 

@@ -6,6 +6,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 
 from lcm_core.lora import LoRAVector, read_lora
 from lcm_core.lora.effect import rescaled, rotated
+from lcm_core.lora.module import file_modules
 from lcm_core.lora.native import adapter_sizes, native_adapters
 
 CONV = "lora_unet_mid_block_resnets_0_conv1"
@@ -139,7 +140,7 @@ GLORA = {"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2), "b2.weig
 def test_sizes_of_every_kind(shapes, sizes):
     native = native_adapters(adapter(shapes))
     assert all(key.startswith(f"{NATIVE_CONV}.") for key in native)
-    assert adapter_sizes(native) == {f"{NAME}.{parameter}": size for parameter, size in sizes.items()}
+    assert adapter_sizes(file_modules(native, {})) == {f"{NAME}.{parameter}": size for parameter, size in sizes.items()}
     assert native_adapters(native).keys() == native.keys()
 
 
@@ -151,7 +152,7 @@ def test_values_are_unchanged():
 
 def test_reshape_goes_with_its_lora():
     state = adapter(LORA) | {f"{CONV}.reshape_weight": torch.tensor([5, 4, 3, 3])}
-    assert adapter_sizes(native_adapters(state)) == {f"{NAME}.weight": (None, None)}
+    assert adapter_sizes(file_modules(native_adapters(state), {})) == {f"{NAME}.weight": (None, None)}
 
 
 @pytest.mark.parametrize("shapes, message", [
