@@ -46,7 +46,7 @@ def native_adapters(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def adapter_sizes(modules: Iterable[Module]) -> dict[str, Size]:
-    """Canonical name + `.weight` or `.bias` -> the size that it must have in the model, of `native_adapters`'s modules."""
+    """Canonical name + `.weight` or `.bias` -> the size that it must have in the model."""
     sizes: dict[str, Size] = {}
     for module in modules:
         sizes |= _sizes(module)

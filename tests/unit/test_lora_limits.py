@@ -154,6 +154,31 @@ def test_decomposing_shares_the_size_evenly(scale):
     assert float(found.down.norm()) == pytest.approx(float(found.up.norm()), rel=1e-5)
 
 
+def test_a_decomposition_of_zero_holds_all_of_its_energy():
+    factors, share = decompose(torch.zeros(3, 4))
+    assert (factors.rank, share) == (1, 1.0) and not factors.delta().any()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (2, 3, 3, 3), (40, 2, 1, 1)])
+def test_a_dense_matrix_becomes_factors_of_its_smaller_side(shape):
+    delta = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    factors = Factors.of_dense(delta)
+    assert factors.rank == factors.alpha == min(shape[0], math.prod(shape[1:]))
+    assert torch.equal(factors.delta(), delta)
+
+
+def test_a_dot_of_differences_of_other_shapes_is_an_error():
+    a, b = (LoRAVector({}, {"unet.conv_out.bias": torch.ones(size)}) for size in (1, 3))
+    for first, second in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="add only LoRAs of one architecture"):
+            first.dot(second)
+
+
+def test_vectors_and_factors_are_compared_by_identity():
+    a, b = (LoRAVector({Q: factors_of(1.0)}) for _ in range(2))
+    assert a != b and len({a, b, a}) == 2 and len({a.modules[Q], b.modules[Q]}) == 2
+
+
 OVERFLOWS = {
     "delta": lambda a, b: a.delta(Q),
     "sum": lambda a, b: 1e30 * a + 1e30 * b,
