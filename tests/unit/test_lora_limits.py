@@ -179,6 +179,13 @@ def test_vectors_and_factors_are_compared_by_identity():
     assert a != b and len({a, b, a}) == 2 and len({a.modules[Q], b.modules[Q]}) == 2
 
 
+def test_a_cosine_is_at_most_one_whatever_the_rounding():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        vector = LoRAVector({Q: Factors(torch.randn(3, 7, generator=g), torch.randn(5, 3, generator=g), 1.7)})
+        assert -1 <= vector.cosine(-vector) <= -1 + 1e-12 and 1 - 1e-12 <= vector.cosine(vector) <= 1
+
+
 OVERFLOWS = {
     "delta": lambda a, b: a.delta(Q),
     "sum": lambda a, b: 1e30 * a + 1e30 * b,
