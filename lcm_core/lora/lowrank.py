@@ -203,7 +203,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not all(math.isfinite(end) for end in tensor.aminmax()):
         raise ValueError(
             f"{shortened(name)} is beyond {tensor.dtype}'s largest number, {torch.finfo(tensor.dtype).max:.1e}; "
-            "use smaller weights, or scale the vector down first"
+            f"use smaller weights, or {'save as float32' if tensor.dtype.itemsize < 4 else 'scale the vector down first'}"
         )
 
 
