@@ -201,9 +201,10 @@ def checked(name: str, factors: Factors) -> Factors:
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raises ValueError, naming the module, for a computed tensor with NaN or infinity."""
     if not all(math.isfinite(end) for end in tensor.aminmax()):
+        remedy = "save as float32" if tensor.dtype.itemsize < 4 else "scale the vector down first"
         raise ValueError(
             f"{shortened(name)} is beyond {tensor.dtype}'s largest number, {torch.finfo(tensor.dtype).max:.1e}; "
-            f"use smaller weights, or {'save as float32' if tensor.dtype.itemsize < 4 else 'scale the vector down first'}"
+            f"use smaller weights, or {remedy}"
         )
 
 

@@ -226,6 +226,15 @@ def test_a_difference_of_a_norm_that_overflows_is_an_error(operation):
         OF_DIFFS[operation](LoRAVector({}, {DIFF: torch.full((3,), HUGE)}))
 
 
+def test_differences_are_named_by_what_they_change():
+    diffs = {DIFF: torch.tensor([1.0]), "unet.conv_out.bias": torch.tensor([2.0])}
+    state = LoRAVector({}, diffs).state_dict("kohya")
+    assert {key: float(value) for key, value in state.items()} == {
+        "lora_unet_conv_norm_out.diff": 1.0,
+        "lora_unet_conv_out.diff_b": 2.0,
+    }
+
+
 def test_a_dot_of_differences_beyond_float64_is_an_error():
     vector = LoRAVector({}, {DIFF: torch.full((3,), 1e200, dtype=torch.float64)})
     with pytest.raises(ValueError, match="inner product of the vectors is beyond float64's range; scale them down"):
