@@ -174,6 +174,11 @@ def test_a_dot_of_differences_of_other_shapes_is_an_error():
             first.dot(second)
 
 
+def test_terms_of_zero_take_no_rank():
+    a, b = LoRAVector({Q: factors_of(1.0, 2)}), LoRAVector({Q: factors_of(1.0, 3)})
+    assert (LoRAVector().rank, (0 * a + 0 * b).rank, (0 * a + b).rank, (a + b).rank) == (0, 2, 3, 5)
+
+
 def test_vectors_and_factors_are_compared_by_identity():
     a, b = (LoRAVector({Q: factors_of(1.0)}) for _ in range(2))
     assert a != b and len({a, b, a}) == 2 and len({a.modules[Q], b.modules[Q]}) == 2
