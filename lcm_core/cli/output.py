@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,16 @@ def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, 
         raise ValueError(
             f"{output} would be read with the alpha of the adapter_config.json beside it; choose another name or folder"
         )
+
+
+def load(path: str, rank: int | None = None) -> LoRAVector:
+    """A LoRA file as a vector; what its reading had to assume is a warning."""
+    from ..lora import LoRAVector
+
+    vector = LoRAVector.load(path, rank)
+    for note in vector.notes:
+        logging.getLogger(__name__).warning("%s: %s", path, note)
+    return vector
 
 
 def save(

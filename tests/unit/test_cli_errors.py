@@ -15,7 +15,7 @@ import torch
 from lcm_core import cli
 from lcm_core.cli import program
 from lcm_core.cli.errors import explained
-from lcm_core.lora import Factors, LoRAVector
+from lcm_core.lora import Factors, LoRAVector, write_lora
 
 ROOT = Path(__file__).parents[2]
 MODULE = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -137,6 +137,19 @@ def test_warnings_are_told_once(file, capsys, monkeypatch, warn):
     assert capsys.readouterr() == ("", "")
     assert cli.main(["inspect", "a.safetensors"]) == 0
     assert capsys.readouterr().err == f"lcm-lora: warning: {text}\n"
+
+
+@pytest.mark.parametrize("command", [
+    ["inspect", "peft.safetensors"], ["merge", "0.5*peft.safetensors", "-o", "o.safetensors"],
+    ["convert", "peft.safetensors", "-o", "o.safetensors"], ["resize", "peft.safetensors", "-o", "o.safetensors"],
+])  # fmt: skip
+def test_what_reading_assumed_is_a_warning(file, capsys, command):
+    module = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    state = {f"{module}.lora_A.weight": torch.ones(2, 8), f"{module}.lora_B.weight": torch.ones(8, 2)}
+    write_lora("peft.safetensors", state)
+    assert cli.main([*command, "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("peft.safetensors: no alpha in the file for 1 modules")
 
 
 def test_warnings_of_others_are_left_as_they_are(file, capsys, monkeypatch):

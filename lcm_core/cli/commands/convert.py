@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..command import Command, Result, add_output
-from ..output import check_output, save, spelling
+from ..output import check_output, load, save, spelling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from ...lora import LoRAVector
     from ...lora.record import call_record, file_record
 
     check_output(args, [args.input])
-    vector = LoRAVector.load(args.input, args.rank)
+    vector = load(args.input, args.rank)
     record = call_record("convert", [file_record(args.input)], rank=args.rank)
     written = 1.0 * vector  # without the metadata that a change makes stale
     return save(written, args, record, *spelling(args), ([vector], [1.0]) if args.rank is None else None)

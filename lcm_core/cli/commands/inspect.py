@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from ..command import Command, Result
-from ..output import header
+from ..output import header, load
 
 if TYPE_CHECKING:
     from ...lora import LoRAVector
@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from ...lora import LoRAVector, block_cosines
+    from ...lora import block_cosines
 
-    vectors = {path: LoRAVector.load(path) for path in args.files}
+    vectors = {path: load(path) for path in args.files}
     result: Result = {"files": [_description(path, vector) for path, vector in vectors.items()]}
     if len(vectors) > 1:
         result["cosines"] = [{"a": a, "b": b, **_cosine(vectors[a], vectors[b])} for a, b in combinations(vectors, 2)]

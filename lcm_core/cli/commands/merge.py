@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..command import Command, Result, add_limits, add_output, progress
-from ..output import check_output, save
+from ..output import check_output, load, save
 
 if TYPE_CHECKING:
     from ...lora import LoRAVector
@@ -84,10 +84,8 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _load_term(name: str) -> LoRAVector:
-    from ...lora import LoRAVector
-
     try:
-        return LoRAVector.load(name)
+        return load(name)
     except FileNotFoundError as error:
         hint = "correct the path"
         if "-" in name or "/" in name:

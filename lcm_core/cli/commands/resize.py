@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..command import Command, Result, add_limits, add_output, progress
-from ..output import check_output, save, spelling
+from ..output import check_output, load, save, spelling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from ...lora import LoRAVector, combine
+    from ...lora import combine
     from ...lora.record import call_record, file_record
 
     check_output(args, [args.input])
-    whole = LoRAVector.load(args.input)
+    whole = load(args.input)
     energy = 1.0 if args.rank is None and args.energy is None else args.energy
     with progress(args, "compress") as report:
         vector = combine([whole], [1.0], rank=args.rank, energy=energy, progress=report)
