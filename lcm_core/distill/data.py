@@ -25,6 +25,7 @@ from ..noise import step_noise
 from ..schedule import NoiseSchedule, trailing_timesteps
 from ..solvers import ddim_sample
 from ..text import listed
+from .identity import fingerprint
 from .losses import Cond, Model
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ class Examples:
         bad = [i for i, z in enumerate(self.latents) if not z.isfinite().all()]
         if bad:
             raise ValueError(f"latents {listed(map(str, bad))} have values that are not finite; encode them in float32")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a state must share to go on with these examples, for `distill`."""
+        prompts = {f"{i}.{j}": c for i, cond in enumerate(self.cond) for j, c in enumerate(cond)}
+        return {
+            "batch size": str(self.batch),
+            "order's seed": str(self.seed),
+            "latents": fingerprint({str(i): z for i, z in enumerate(self.latents)}),
+            "prompts": fingerprint(prompts),
+            "empty prompt": fingerprint({str(j): c for j, c in enumerate(self.uncond)}),
+        }
 
     @cached_property
     def buckets(self) -> tuple[tuple[int, ...], ...]:
@@ -104,8 +117,8 @@ def read_folder(folder: Path) -> list[Picture]:
 
     A caption is in `<name>.txt` beside its picture, or all are in `metadata.jsonl`, lines such as
     {"file_name": "cat.png", "text": "a cat"}. Raises FileNotFoundError without folder or pictures, and ValueError,
-    naming files, for a picture without caption, a caption without picture, a file named twice or outside the folder,
-    and what is no picture.
+    naming files, for a picture without caption or with an empty one, a caption without picture, a file named twice or
+    outside the folder, and what is no picture.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -122,6 +135,12 @@ def read_folder(folder: Path) -> list[Picture]:
         raise ValueError(
             f"{len(files)} pictures, but {len(missing)} without caption ({listed(missing)}); write each one's beside "
             "it, as <name>.txt, or all in metadata.jsonl"
+        )
+    empty = [str(path.relative_to(folder)) for path in files if not captions[path]]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(files)} pictures have an empty caption ({listed(empty)}); write what they show, or "
+            "move them elsewhere"
         )
     strange = [str(path) for path in captions if path not in files]
     if strange:

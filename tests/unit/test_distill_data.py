@@ -77,14 +77,14 @@ def folder(tmp_path):
     exif[0x0112] = 6  # the top is at the left: turn it by 90 degrees
     turned.save(tmp_path / "more" / "b.jpg", exif=exif)
     Image.new("RGBA", (64, 64), (0, 0, 255, 0)).save(tmp_path / "c.webp", lossless=True)
-    for name, caption in (("a", "a red wall\n"), ("more/b", "a ramp"), ("c", "")):
+    for name, caption in (("a", "a red wall\n"), ("more/b", "a ramp"), ("c", "nothing")):
         (tmp_path / f"{name}.txt").write_text(caption, encoding="utf-8")
     return tmp_path
 
 
 def test_a_folder_with_captions_beside_its_pictures(folder):
     a, c, b = read_folder(folder)
-    assert [p.caption for p in (a, b, c)] == ["a red wall", "a ramp", ""]
+    assert [p.caption for p in (a, b, c)] == ["a red wall", "a ramp", "nothing"]
     assert [p.size for p in (a, b, c)] == [(200, 100), (120, 180), (64, 64)]
     sizes = bucket_sizes(64 * 64, 16)
     met = []
@@ -117,6 +117,7 @@ def test_a_folder_with_a_table_of_captions(folder):
         ([*entries, {"file_name": "../x.png", "text": "X"}], "line 4 of .*is not a file name below"),
         ([*entries, {"file": "a.png"}], "line 4 of .* must be like"),
         (["a cat"], "line 1 of"),
+        ([*entries[:2], {"file_name": "c.webp", "text": " "}], "1 of 3 pictures have an empty caption \\(c.webp\\)"),
     ]:
         write(*lines)
         with pytest.raises(ValueError, match=said):
@@ -127,6 +128,11 @@ def test_folder_errors(folder):
     (folder / "c.txt").unlink()
     with pytest.raises(ValueError, match=r"3 pictures, but 1 without caption \(c.webp\)"):
         read_folder(folder)
+    for name in ("c", "more/b"):
+        (folder / f"{name}.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"2 of 3 pictures have an empty caption \(c.webp, more/b.jpg\); write what"):
+        read_folder(folder)
+    (folder / "more/b.txt").write_text("b")
     (folder / "c.webp").write_bytes(b"RIFF no picture")
     (folder / "c.txt").write_text("c")
     with pytest.raises(ValueError, match="c.webp is not a readable picture"):
