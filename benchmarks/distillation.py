@@ -38,7 +38,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from lcm_core.distill import LCM_TARGETS, DistillConfig, distill, inject_lora  # noqa: E402
-from lcm_core.distill.trainer import draw_step  # noqa: E402
+from lcm_core.distill.randomness import draw_step  # noqa: E402
 from lcm_core.schedule import NoiseSchedule  # noqa: E402
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -137,7 +137,7 @@ def script(args: argparse.Namespace, passes: dict[str, Callable[[], object]]) ->
 
     for step in range(args.turns + 1):
         z, cond, uncond = batch(args, step)
-        draw = draw_step(DistillConfig(), z, SCHEDULE.steps, torch.Generator().manual_seed(step * 1024))
+        draw = draw_step(DistillConfig(), z, SCHEDULE.steps, step)
         t, t_next, w = draw.t, draw.t_next, draw.omega.float()[:, None, None, None]
         x = at(root_abar, t) * z + at(root_rest, t) * draw.noise
         predicted = consistent(noise_of(unet, x, t, cond), x, t)

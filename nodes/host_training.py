@@ -1,12 +1,10 @@
 """Training inside ComfyUI: a MODEL's network, conditioning and latents as `lcm_core.distill` takes them."""
 
-import hashlib
-import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import comfy.model_management
@@ -23,6 +21,7 @@ from ..lcm_core.files import output_path
 from ..lcm_core.lora import LoRAVector
 from ..lcm_core.noise import step_noise
 from ..lcm_core.schedule import NoiseSchedule, lcm_timesteps
+from .host import warn
 
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction", "X0": "sample"}
 PREVIEW_STEPS = 4
@@ -134,21 +133,59 @@ def pair(entries: list, count: int) -> list:
     return entries * count if len(entries) == 1 else entries
 
 
-def state_path(prefix: str, config, rank: int, samples: list[Tensor], tensors: list[Tensor]) -> Path | None:
-    """Where a training's state is kept: below the output folder, a file for each set of data and settings.
+def network_identity(model) -> dict[str, str]:
+    """What decides what a MODEL's network computes beside its weights, which the host may patch as late as it runs."""
+    from ..lcm_core.distill.identity import digest_of, fingerprint
 
-    None for an empty prefix. Only what may change on resuming is left out of the file's name: steps, rate, save_every.
-    """
-    if not prefix.strip():
-        return None
-    may_change = ("steps", "learning_rate", "save_every")
-    settings = {name: value for name, value in asdict(config).items() if name not in may_change}
-    digest = hashlib.sha256(json.dumps([settings, rank]).encode())
-    for tensor in (*samples, *tensors):
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    path = output_path(folder_paths.get_output_directory(), f"{prefix}_{digest.hexdigest()[:12]}.safetensors")
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, str] = {}
+
+    def flatten(value, place: str) -> None:
+        if isinstance(value, Tensor):
+            tensors[place] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                flatten(item, f"{place}.{key}")
+        elif isinstance(value, list | tuple):
+            flatten(dict(enumerate(value)), place)
+        elif isinstance(value, set | frozenset):
+            flatten(sorted(value, key=str), place)
+        elif hasattr(value, "__qualname__"):
+            texts[place] = value.__qualname__
+        elif hasattr(value, "__dict__"):
+            flatten({"kind": type(value), **vars(value)}, place)
+        else:
+            texts[place] = str(value)
+
+    flatten(model.patches, "patches")
+    flatten(model.model.model_config.unet_config, "config")
+    return {
+        "compute dtype": str(model.model.manual_cast_dtype or model.model.get_dtype()),
+        "patches": digest_of([texts, fingerprint(tensors)]),
+    }
+
+
+def state_path(prefix: str, digest: str) -> Path:
+    """Where a training's state is kept: below the output folder, a file for each `digest`."""
+    path = output_path(folder_paths.get_output_directory(), f"{prefix}_{digest[:16]}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def where(state: Path) -> list[str]:
+    """Lines of a report: the state's place below the output folder, its size, and what other trainings left there."""
+    output = folder_paths.get_output_directory()
+    if not state.exists():
+        return []
+    lines = [f"state: {os.path.relpath(state, output)}, {state.stat().st_size / 1e6:,.1f} MB"]
+    name = re.compile(rf"{re.escape(state.stem[:-16])}[0-9a-f]{{16}}\.safetensors")
+    sizes = [path.stat().st_size for path in state.parent.iterdir() if path != state and name.fullmatch(path.name)]
+    if sizes:
+        lines.append(
+            f"{len(sizes)} other {'states' if len(sizes) > 1 else 'state'}, {sum(sizes) / 1e6:,.1f} MB, in "
+            f"{os.path.relpath(state.parent, output)}; delete those you don't need"
+        )
+    return lines
 
 
 class Monitor:
@@ -191,6 +228,7 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     """
     from ..lcm_core.distill import checkpointed, distill, inject_lora
     from ..lcm_core.distill.data import Examples
+    from ..lcm_core.distill.identity import digest_of, fixed_settings, training_identity
     from ..lcm_core.distill.state import read_losses
 
     schedule, prediction = noise_process(model)
@@ -199,34 +237,41 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     with trainable(model) as network:
         names, tensors = conditions(model, entries, negative, samples[0])
         tensors = [tensor.clone() for tensor in tensors]
-        state = state_path(prefix, config, rank, samples, tensors)
         device = model.load_device
         rows = list(zip(*(tensor.to(device) for tensor in tensors), strict=True))
         examples = Examples([z.to(device) for z in samples], rows[:-1], rows[-1], batch_size, config.seed)
         torch.manual_seed(config.seed)
         adapter = inject_lora(network, rank=rank, clamp=True)
         call = as_model(model, network, names)
-        resumed = state is not None and state.exists()
-        steps = distill(call, adapter, examples, config, schedule=schedule, prediction=prediction, state=state)
-        losses: list[float] = []
+        state, identity, losses, progress = None, {}, [], None
         try:
+            if prefix.strip():
+                identity = {**examples.identity, **network_identity(model)}
+                known = training_identity(adapter, schedule, prediction, identity)
+                state = state_path(prefix, digest_of([fixed_settings(config), known]))
+                losses = read_losses(state) if state.exists() else []
+            first = len(losses)
             monitor = Monitor(model, call, schedule, prediction, examples(0), preview_every)
-            with checkpointed(network) if checkpointing else nullcontext():
+            steps = distill(
+                call, adapter, examples, config, schedule=schedule, prediction=prediction, state=state,
+                identity=identity,
+            )  # fmt: skip
+            with closing(steps), checkpointed(network) if checkpointing else nullcontext():
                 for progress in steps:
                     losses.append(progress.loss)
                     monitor.report(progress.step, progress.steps)
             vector = adapter.vector()
         finally:
-            steps.close()
             adapter.remove()
     vector = LoRAVector({name: type(f)(f.down.cpu(), f.up.cpu(), f.alpha) for name, f in vector.modules.items()})
-    first = config.steps - len(losses)
-    losses = read_losses(state) if state else losses
     tenth = max(1, len(losses) // 10)
     report = [f"{len(vector)} modules, rank {vector.rank}, {vector.parameters:,} parameters; {config.steps} steps"]
-    report += [f"resumed after step {first}"] if resumed else []
+    report += [f"resumed after step {first}"] if first else []
     start, end = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
     report += [f"mean loss of the first {tenth} steps {start:.4g}, of the last {end:.4g}"]
-    report += [f"state: {os.path.relpath(state, folder_paths.get_output_directory())}"] if state else []
+    if progress is not None and progress.state_error:
+        warn(progress.state_error)
+        report.append(progress.state_error)
+    report += where(state) if state else []
     logging.info("LCM-LoRA: %s", "; ".join(report))
     return vector, losses, "\n".join(report)

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from ..lora.keys import canonical_name
 from ..lora.lowrank import Factors
 from ..lora.vector import LoRAVector
 from ..text import listed
+from .identity import fingerprint
 
 # The modules of an LCM-LoRA in a UNet: 278 in SD1.5, 423 in SSD-1B, 788 in SDXL.
 LCM_TARGETS = (
@@ -40,8 +41,11 @@ class LoRAAdapter(nn.Module):
     `names[i]`. `average` is None, or the average that `distill` keeps of them as its target.
     """
 
-    def __init__(self, sites: dict[str, nn.Linear | nn.Conv2d], ranks: Sequence[int], alpha: float | None):
+    def __init__(
+        self, module: nn.Module, sites: dict[str, nn.Linear | nn.Conv2d], ranks: Sequence[int], alpha: float | None
+    ):
         super().__init__()
+        self._frozen = partial(_tensors, module)
         self.names = tuple(sites)
         self.alphas = [float(rank if alpha is None else alpha) for rank in ranks]
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
@@ -77,6 +81,16 @@ class LoRAAdapter(nn.Module):
             yield
         finally:
             self._active = before
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a state of its training must share: the frozen network's fingerprint, the ranks and the alphas."""
+        ranks = sorted({len(down) for down in self.down})
+        return {
+            "rank": ", ".join(map(str, ranks)),
+            "alpha": ", ".join(f"{alpha:g}" for alpha in sorted(set(self.alphas))),
+            "network": fingerprint(self._frozen()),
+        }
 
     def remove(self) -> None:
         """Take the adapter off the model."""
@@ -125,6 +139,11 @@ class FullWeights(nn.Module):
             for owned, name in places:
                 owned[name] = p  # type: ignore[assignment]
 
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a state of its training must share: the fingerprint of the network before training."""
+        return {"network": fingerprint(_tensors(self.module) | dict(zip(self.names, self._teacher, strict=True)))}
+
     def weights(self) -> dict[str, Tensor]:
         """What was learned, the average if there is one, by the module's own parameter names."""
         tensors = self.average or list(self.parameters())
@@ -166,7 +185,7 @@ def inject_lora(
             f"rank {rank} is more than {low} can have, {limits[low]} (its weight is {tuple(sites[low].weight.shape)}); "
             f"use a rank of at most {limits[low]}, leave it out of targets, or clamp"
         )
-    return LoRAAdapter(sites, [min(rank, limit) for limit in limits.values()], alpha)
+    return LoRAAdapter(module, sites, [min(rank, limit) for limit in limits.values()], alpha)
 
 
 @contextmanager
@@ -202,6 +221,10 @@ def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS) -> Iterator[
             del block.forward
             if forward is not None:
                 block.forward = forward
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _spellings(name: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ from ..files import read_text
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
 from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
+from .identity import digest_of
 from .pipeline import Teacher, load_teacher, read_prompts
 from .trainer import distill
 
@@ -38,17 +40,20 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
         accelerator = Accelerator(cpu=args.device == "cpu")
     device = str(accelerator.device) if accelerator else args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     teacher = load_teacher(Path(args.checkpoint), device, getattr(torch, args.dtype))
-    examples = examples_of(args, teacher, settings, config.seed, progress)
+    examples, source = examples_of(args, teacher, settings, config.seed, progress)
+    identity = {name: str(settings[name]) for name in ("batch", "size")} | {"dtype": args.dtype} | source
     torch.manual_seed(config.seed)
     adapter = inject_lora(teacher.unet, rank=settings["rank"], clamp=True)
     steps = distill(
         teacher, adapter, examples, config, schedule=teacher.schedule, prediction=teacher.prediction, state=state,
-        accelerator=accelerator,
+        identity=identity | teacher.identity, accelerator=accelerator,
     )  # fmt: skip
     losses = []
+    state_error = None
     with progress("distil") as report, checkpointed(teacher.unet) if args.checkpointing else nullcontext():
         for done in steps:
             losses.append(done.loss)
+            state_error = done.state_error
             report(done.step, done.steps)
     adapter.remove()
     vector = adapter.vector()
@@ -65,6 +70,7 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
         "rank": vector.rank,
         "parameters": vector.parameters,
         "state": str(state),
+        "state_error": state_error,
     }
 
 
@@ -95,8 +101,12 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig
 
 def examples_of(
     args: argparse.Namespace, teacher: Teacher, settings: Mapping[str, int], seed: int, progress: Bars
-) -> Examples:
-    """The latents and conditions of a folder of pictures, or of what the teacher draws for a file of prompts."""
+) -> tuple[Examples, dict[str, str]]:
+    """The latents and conditions of a folder of pictures, or of what the teacher draws for a file of prompts.
+
+    With them what they were made of, as the identity of a training: the files, since their latents differ in the last
+    bits between machines.
+    """
     square = (settings["size"], settings["size"])
     uncond = teacher.conditions("", square, empty=True)
     if args.data:
@@ -108,8 +118,13 @@ def examples_of(
             for latent in encode_pictures(pictures, teacher.encode, sizes):
                 latents.append(latent)
                 report(len(latents), len(pictures))
-        return Examples(latents, cond, uncond, settings["batch"], seed)
-    cond = [teacher.conditions(prompt, square) for prompt in read_prompts(Path(args.prompts))]
+        source = {
+            "pictures": digest_of([hashlib.sha256(picture.path.read_bytes()).hexdigest() for picture in pictures]),
+            "captions": digest_of([picture.caption for picture in pictures]),
+        }
+        return Examples(latents, cond, uncond, settings["batch"], seed), source
+    prompts = read_prompts(Path(args.prompts))
+    cond = [teacher.conditions(prompt, square) for prompt in prompts]
     side = settings["size"] // teacher.cell
     latents = []
     with progress("draw") as report:
@@ -120,4 +135,5 @@ def examples_of(
                 prediction=teacher.prediction, steps=args.teacher_steps, seed=seed, first=i,
             )  # fmt: skip
             report(i + 1, len(cond))
-    return Examples(latents, cond, uncond, settings["batch"], seed)
+    source = {"prompts": digest_of(prompts), "teacher steps": str(args.teacher_steps)}
+    return Examples(latents, cond, uncond, settings["batch"], seed), source

@@ -64,6 +64,7 @@ class DistillConfig:
             "decay_to": (0 <= self.decay_to <= 1, "in [0, 1]"),
             "accumulate": (self.accumulate >= 1, "at least 1"),
             "save_every": (self.save_every >= 1, "at least 1"),
+            "seed": (0 <= self.seed < 2**64, "in 0 … 2**64 - 1"),
         }
         for name, kind in CHOICES.items():
             allowed = get_args(kind)

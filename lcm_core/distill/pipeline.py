@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..consistency import Prediction
 from ..files import open_safetensors, read_text
 from ..schedule import NoiseSchedule
+from .identity import digest_of, fingerprint
 from .losses import Cond
 
 NAMES = ("encoder_hidden_states", "text_embeds", "time_ids")
@@ -49,6 +50,17 @@ class Teacher:
     def cell(self) -> int:
         """How many pixels a latent's pixel is wide."""
         return self.pipeline.vae_scale_factor
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a state must share beside the UNet's weights: the UNet's configuration, and what encodes."""
+        parts = ("vae", "text_encoder", "text_encoder_2")
+        encoders = [part for name in parts if (part := getattr(self.pipeline, name, None)) is not None]
+        digests = [fingerprint(dict(part.named_parameters())) for part in encoders]
+        return {
+            "architecture": digest_of({k: v for k, v in self.pipeline.unet.config.items() if not k.startswith("_")}),
+            "encoders": digest_of([digests, self.pipeline.vae.config.scaling_factor]),
+        }
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
         dtype = self.pipeline.unet.dtype

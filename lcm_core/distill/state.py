@@ -1,16 +1,16 @@
 """The state of a training on disk: one safetensors file, written whole or not at all, never a pickle.
 
 Its tensors are the trained parameters, their average, the optimizer's and every step's loss; JSON in its metadata has
-the rest: the settings and the names of the trained modules. Random numbers and the data position follow from the number
-of steps done, which is that of the losses.
+the rest: the settings, what the network and the data are known by (see `identity`), and the names of the trained
+modules. A checksum over all of it tells a damaged file. Random numbers and the data position follow from the number of
+steps done, which is that of the losses.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import open_safetensors, write_lora
-from ..text import listed
+from ..text import listed, shortened
 from .config import DistillConfig
+from .identity import digest_of, fingerprint, fixed_settings
 
 KEY = "lcm_lora.distill"
-MAY_CHANGE = ("steps", "save_every", "learning_rate")  # on resuming
+CHECKSUM = "lcm_lora.distill.sha256"
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a training changes with every step; `losses` has one for each step done."""
+    """What a training changes with every step, and its `identity`; `losses` has one for each step done."""
 
+    identity: Mapping[str, str]
     names: Sequence[str]
     parameters: Sequence[Tensor]
     average: Sequence[Tensor] | None
@@ -54,48 +56,71 @@ def save_state(path: Path, config: DistillConfig, training: Training) -> None:
                 tensors[f"optimizer.{i}.{key}"] = value
             else:
                 numbers[f"{i}.{key}"] = value
-    record = {
-        "settings": asdict(config), "names": training.names, "optimizer": numbers,
-        "scaler": training.scaler.state_dict(),
-    }  # fmt: skip
+    record = json.dumps(
+        {
+            "settings": asdict(config), "identity": training.identity, "names": training.names, "optimizer": numbers,
+            "scaler": training.scaler.state_dict(),
+        }
+    )  # fmt: skip
     try:
-        write_lora(path, tensors, {KEY: json.dumps(record)})
+        write_lora(path, tensors, {KEY: record, CHECKSUM: checksum(tensors, record)})
     except (OSError, SafetensorError) as error:
-        kept = f"the state of {path} is still the earlier one" if path.exists() else "there is no earlier state"
+        kept = "the file there is still that of an earlier step" if path.exists() else "there is no earlier one"
         raise OSError(
-            errno.EIO,
-            f"the state after step {len(training.losses)} could not be written ({error}); {kept}, and what was learned "
-            f"is still in memory: make room or choose another place, save the result, and resume",
-            str(path),
+            f"the state after step {len(training.losses)} could not be written to {path} ({shortened(error)}), and "
+            f"{kept}; make room or choose another place to be able to resume"
         ) from error
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(record, tensors) of a file of `save_state`. ValueError for another kind of file and for a damaged one."""
+    try:
+        with open_safetensors(path) as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({shortened(error)}); delete it or restore a copy") from error
+    record = metadata.get(KEY)
+    if record is None:
+        raise ValueError(f"{path} is not the state of a distillation; name another file, or one that is not there")
+    if metadata.get(CHECKSUM) != checksum(tensors, record):
+        raise ValueError(f"{path} is damaged (its checksum is another); delete it or restore a copy")
+    return json.loads(record), tensors
 
 
 def load_state(path: Path, config: DistillConfig, training: Training) -> None:
     """Fill parameters, average, optimizer, scaler and losses of `training` from a file of `save_state`.
 
-    ValueError for another kind of file, for other modules or shapes, and for settings that differ from the file's,
-    but for those in MAY_CHANGE.
+    ValueError for another kind of file or a damaged one; for settings, network, data or modules that differ, naming
+    which; for more steps done than `config` asks for; and for another learning rate when all of them are done.
     """
-    with open_safetensors(path) as file:
-        text = (file.metadata() or {}).get(KEY)
-        if text is None:
-            raise ValueError(f"{path} is not the state of a distillation; name another file, or one that is not there")
-        record = json.loads(text)
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    record, tensors = read_state(path)
+    settings = record["settings"]
+    now = {**fixed_settings(config), **training.identity}
+    there = {**settings, **record["identity"]}
     differing = [
-        f"{name} {record['settings'].get(name)} there, {value} now"
-        for name, value in json.loads(json.dumps(asdict(config))).items()
-        if name not in MAY_CHANGE and record["settings"].get(name) != value
+        f"{name} {shortened(there.get(name), 20)} there, {shortened(now.get(name), 20)} now"
+        for name in {**now, **record["identity"]}
+        if there.get(name) != now.get(name)
     ]
-    remedy = "resume with the same, or begin anew with another state file"
+    anew = "begin anew with another state file"
+    remedy = f"resume with the same, or {anew}"
     if differing:
-        raise ValueError(f"{path} was made with other settings ({listed(differing)}); {remedy}")
-    names, shapes = training.names, [tuple(p.shape) for p in training.parameters]
-    stored = [tuple(tensors[f"parameters.{i}"].shape) for i in range(len(shapes)) if f"parameters.{i}" in tensors]
-    if list(names) != record["names"] or shapes != stored:
+        if settings["steps"] != config.steps and config.decay_to < 1:
+            remedy += "; the steps of a rate that decays can't be changed"
+        raise ValueError(f"{path} is of another training ({listed(differing, 8)}); {remedy}")
+    if list(training.names) != record["names"]:
         raise ValueError(
-            f"{path} trains {len(record['names'])} modules ({listed(record['names'])}), not the same {len(names)} "
-            f"({listed(names)}) or not of the same shapes; {remedy}"
+            f"{path} trains {len(record['names'])} modules ({listed(record['names'])}), not the same "
+            f"{len(training.names)} ({listed(training.names)}); {remedy}"
+        )
+    done = len(tensors["losses"])
+    if done > config.steps:
+        raise ValueError(f"{path} has {done} steps, more than steps {config.steps}; ask for {done} or more, or {anew}")
+    if done == config.steps and settings["learning_rate"] != config.learning_rate:
+        raise ValueError(
+            f"{path} has all its {done} steps, made with learning_rate {settings['learning_rate']:g} there, "
+            f"{config.learning_rate:g} now; raise steps to go on with it, or {anew}"
         )
     with torch.no_grad():
         for kind, values in (("parameters", training.parameters), ("average", training.average or ())):
@@ -113,6 +138,9 @@ def load_state(path: Path, config: DistillConfig, training: Training) -> None:
 
 
 def read_losses(path: Path) -> list[float]:
-    """The loss of every step in a file of `save_state`."""
-    with open_safetensors(path) as file:
-        return file.get_tensor("losses").tolist()
+    """The loss of every step in a file of `save_state`; errors are those of `read_state`."""
+    return read_state(path)[1]["losses"].tolist()
+
+
+def checksum(tensors: Mapping[str, Tensor], record: str) -> str:
+    return digest_of([fingerprint(tensors), record])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..consistency import Prediction
 from ..schedule import NoiseSchedule
 from .config import DistillConfig
-from .losses import SOLVERS, Cond, Draw, Model, already_consistent, distance_of, draw_timesteps, lcd_loss, lcf_loss
+from .identity import Identified, training_identity
+from .losses import SOLVERS, Cond, Draw, Model, already_consistent, distance_of, lcd_loss, lcf_loss
+from .randomness import draw_step, stream_seed
 from .state import Training, load_state, save_state
 
 if TYPE_CHECKING:
@@ -28,19 +30,19 @@ Batch: TypeAlias = tuple[Tensor, Cond, Cond]
 
 @dataclass(frozen=True)
 class Progress:
-    """After a step: how many are done, of how many, and the step's loss."""
+    """After a step: how many are done, of how many, the step's loss, and why the state could not be written, if so."""
 
     step: int
     steps: int
     loss: float
+    state_error: str | None = None
 
 
-class Trainable(Protocol):
+class Trainable(Identified, Protocol):
     """What `distill` trains: a LoRAAdapter or FullWeights."""
 
     names: tuple[str, ...]
     average: list[Tensor] | None
-
     def parameters(self) -> Iterable[nn.Parameter]: ...
     def using(self, parameters: Sequence[Tensor] | None) -> AbstractContextManager[None]: ...
 
@@ -54,6 +56,7 @@ def distill(
     schedule: NoiseSchedule,
     prediction: Prediction = "epsilon",
     state: Path | None = None,
+    identity: Mapping[str, str] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
     """Train `weights` of `model` by LCD or LCF; a Progress after every step. Stop iterating to stop the training.
@@ -64,14 +67,19 @@ def distill(
 
     state: a .safetensors file. Everything needed to go on is saved there every `save_every` steps, at the end and when
         the training is left, by an error too; a later call goes on from it. All that is random in a step depends on
-        (seed, step), so the losses are those of an uninterrupted run, bit for bit.
+        (seed, step), so the losses are those of an uninterrupted run, bit for bit, on the same machine. A state goes on
+        with its own settings, network, schedule and `identity` alone. What may change is in `identity.MAY_CHANGE`:
+        save_every; learning_rate, for the steps that are left; and steps, upwards, unless the rate decays. A state that
+        can't be written is a warning and `Progress.state_error`, and the training goes on.
+    identity: what else decides a step and only the caller knows, such as `Examples.identity`: names and short texts or
+        digests. Without it another `batches` goes unnoticed on resuming.
     accelerator: Hugging Face Accelerate's, in each process that `accelerate launch` (or `torchrun`) starts. A batch is
         the batch of all processes: each takes its share of the rows, and gradients are averaged. Process 0 writes the
         state, and every process must see it.
 
     Logs a warning for a teacher that seems to be an LCM. FloatingPointError where loss or gradients are not finite:
-    the step is not made. ValueError for a batch or a state that does not fit, OSError for a state that can't be
-    written, ImportError for an optimizer whose package is missing.
+    the step is not made. ValueError for a batch or a state that does not fit or is damaged, ImportError for an
+    optimizer whose package is missing.
     """
     if state is not None and (state.suffix != ".safetensors" or not state.parent.is_dir()):
         raise ValueError(f"state {state} must be a .safetensors file in a folder that exists")
@@ -87,25 +95,31 @@ def distill(
     optimizer = make_optimizer(config, parameters)
     scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "float16")
     losses: list[float] = []
-    training = Training(weights.names, parameters, average, optimizer, scaler, losses)
+    known = training_identity(weights, schedule, prediction, identity or {}) if state else {}
+    training = Training(known, weights.names, parameters, average, optimizer, scaler, losses)
     if state is not None and state.exists():
         load_state(state, config, training)
     saved = len(losses)
     loss_of = Objective(model, weights, config, schedule, prediction)
 
-    def save() -> None:
+    def save() -> str | None:
         nonlocal saved
-        if state is not None and rank == 0 and len(losses) > saved:
+        if state is None or rank > 0 or len(losses) == saved:
+            return None
+        saved = len(losses)
+        try:
             save_state(state, config, training)
-            saved = len(losses)
+        except OSError as error:
+            log.warning("%s", error)
+            return str(error)
+        return None
 
     try:
         for step in range(len(losses), config.steps):
-            seed = (config.seed * 1_000_003 + step) * 1024 % 2**63
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed + rank)
+                torch.manual_seed(stream_seed(config.seed, step, "process", rank))
                 z, cond, uncond = checked(batches(step), config, processes)
-                draw = draw_step(config, z, schedule.steps, torch.Generator().manual_seed(seed))
+                draw = draw_step(config, z, schedule.steps, step)
                 if step == 0:
                     loss_of.warn(z, cond, draw)
                 share = len(z) // processes
@@ -134,9 +148,8 @@ def distill(
                 with torch.no_grad():
                     torch._foreach_lerp_(average, [*parameters], 1 - config.target_decay)
             losses.append(loss.item())
-            if len(losses) % config.save_every == 0:
-                save()
-            yield Progress(len(losses), config.steps, losses[-1])
+            due = len(losses) % config.save_every == 0 or len(losses) == config.steps
+            yield Progress(len(losses), config.steps, losses[-1], save() if due else None)
     finally:
         save()
 
@@ -184,16 +197,6 @@ class Objective:
             self.teacher, z, cond, draw.noise, schedule=self.schedule, prediction=self.prediction
         ):
             log.warning("the teacher draws a picture in one step: it seems to be an LCM, or to have an LCM-LoRA on it")
-
-
-def draw_step(config: DistillConfig, z: Tensor, train_steps: int, generator: torch.Generator) -> Draw:
-    """Timesteps, ω and noise for the latents z of a step."""
-    t, t_next = draw_timesteps(
-        len(z), links=config.links, train_steps=train_steps, on_grid=config.on_grid, generator=generator
-    )
-    low, high = config.omega
-    omega = low + (high - low) * torch.rand(len(z), generator=generator, dtype=torch.float64)
-    return Draw(t, t_next, omega, torch.randn(z.shape, generator=generator).to(z))
 
 
 def make_optimizer(config: DistillConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,6 +1,8 @@
 """`lcm-lora distill` on a tiny Stable Diffusion that diffusers saved."""
 
+import errno
 import json
+import re
 
 import numpy as np
 import pytest
@@ -105,6 +107,59 @@ def test_a_training_goes_on_from_its_state(checkpoint, tmp_path, capsys):
     result = run(capsys, *source, "--out", parts, "--steps", 4, "--force", "--resume")[1]
     assert (result["steps"], result["resumed_after"]) == (4, 2)
     assert (LoRAVector.load(whole) - LoRAVector.load(parts)).norm() == 0
+
+
+def test_a_training_goes_on_with_the_same_alone(checkpoint, pictures, tmp_path, capsys):
+    """What differs is told by name. Files count for their bytes, not for the last bits of their latents."""
+    tuned = tmp_path / "tuned"
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias[0] += 1e-3
+    pipeline.save_pretrained(tuned)
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias[0] -= 1e-3
+        pipeline.vae.encoder.conv_in.bias[0] += 1e-3
+    pipeline.save_pretrained(tmp_path / "other_vae")
+    given = {"--checkpoint": checkpoint, "--data": pictures, "--out": tmp_path / "lcm.safetensors", "--steps": 2}
+    given |= {"--rank": 4, "--batch": 2, "--size": 64, "--device": "cpu"}
+
+    def go(resume=True, **changed):
+        options = given | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+        flags = ["--force", "--resume"] if resume else []
+        return run(capsys, *(part for pair in options.items() for part in pair), *flags)
+
+    assert go(resume=False)[0] == 0
+    for changed, names in [
+        ({"checkpoint": tuned}, ["network"]),
+        ({"checkpoint": tmp_path / "other_vae"}, ["encoders"]),
+        ({"batch": 3}, ["batch"]),
+        ({"size": 128}, ["size"]),
+        ({"rank": 2}, ["rank", "alpha"]),
+        ({"dtype": "bfloat16"}, ["dtype", "encoders", "network"]),
+        ({"seed": 1}, ["seed"]),
+    ]:
+        code, result = go(steps=3, **changed)
+        assert code == 1 and re.findall(r"[(,] ?(\w+) [^ ]* there", result["error"]) == names, result
+    for file, name in (("a.txt", "captions"), ("a.png", "pictures")):
+        before = (pictures / file).read_bytes()
+        (pictures / file).write_bytes(b"other" if name == "captions" else (pictures / "b.png").read_bytes())
+        code, result = go(steps=3)
+        assert code == 1 and re.findall(r"[(,] ?(\w+) [^ ]* there", result["error"]) == [name]
+        (pictures / file).write_bytes(before)
+    assert go(steps=3)[1]["resumed_after"] == 2
+    code, result = go(steps=3, learning_rate=1e-5)
+    assert code == 1 and "all its 3 steps, made with learning_rate 0.0001 there, 1e-05 now" in result["error"]
+
+
+def test_a_state_that_cannot_be_written_costs_no_training(checkpoint, pictures, tmp_path, capsys, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("lcm_core.distill.state.write_lora", full)
+    out = tmp_path / "lcm.safetensors"
+    code, result = run(capsys, "--checkpoint", checkpoint, "--data", pictures, "--out", out, *SMALL)
+    assert code == 0 and "after step 3 could not be written" in result["state_error"]
+    assert len(LoRAVector.load(out)) == result["modules"] and not list(tmp_path.glob("*.state.safetensors"))
 
 
 @pytest.mark.parametrize(

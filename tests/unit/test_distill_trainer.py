@@ -1,14 +1,9 @@
-"""The trainer on networks of a few weights: learning, resuming after a kill, several processes, and what goes wrong.
-
-python tests/unit/test_distill_trainer.py STATE STEPS DROPOUT    trains as `train` does and writes each loss, for the
-tests of killed and of parallel processes
-"""
+"""The trainer on networks of a few weights: learning, resuming after a kill, several processes, and what goes wrong."""
 
 import copy
 import logging
 import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -16,78 +11,18 @@ import sys
 import types
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
+import tiny_training
 import torch
+from tiny_training import CONFIG, KINDS, SCHEDULE, Tiny, batches, tiny, train
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
+from lcm_core.distill import DistillConfig, distill, inject_lora
+from lcm_core.distill.state import read_losses
+from lcm_core.distill.trainer import make_optimizer
 
-from lcm_core.distill import DistillConfig, FullWeights, distill, inject_lora  # noqa: E402
-from lcm_core.distill.state import read_losses  # noqa: E402
-from lcm_core.distill.trainer import make_optimizer  # noqa: E402
-from lcm_core.guidance import guidance_embedding  # noqa: E402
-from lcm_core.schedule import NoiseSchedule  # noqa: E402
-
-SCHEDULE = NoiseSchedule.scaled_linear()
-CONFIG = DistillConfig(steps=12, learning_rate=1e-2, omega=(1, 2), save_every=2)
-KINDS = {
-    "LoRA": CONFIG,
-    "LoRA with an average": replace(CONFIG, target_decay=0.9, solver="dpm++", distance="l2"),
-    "LoRA without teacher": replace(CONFIG, objective="lcf"),
-    "all weights": replace(CONFIG, target_decay=0.95, warmup=3, decay_to=0.1),
-    "LoRA in half precision": replace(CONFIG, autocast="float16"),
-}
-
-
-class Tiny(nn.Module):
-    """An epsilon predictor of (x, t, (bias,)) with dropout, which takes ω too."""
-
-    def __init__(self, dropout=0.1):
-        super().__init__()
-        self.conv1, self.to_q = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 2)
-        self.cond_proj = nn.Linear(16, 4, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x, t, cond, omega):
-        h = torch.tanh(self.conv1(x) + t[:, None, None, None] / 1000)
-        if omega is not None:
-            h = h + self.cond_proj(guidance_embedding(omega, 16))[:, :, None, None]
-        return self.to_q(self.dropout(h).movedim(1, 3)).movedim(3, 1) + cond[0][:, None, None, None]
-
-
-def tiny(kind="LoRA", dropout=0.1):
-    """A seeded model and what of it is trained."""
-    torch.manual_seed(0)
-    model = Tiny(dropout).requires_grad_(False)
-    torch.manual_seed(5)
-    return model, FullWeights(model) if kind == "all weights" else inject_lora(model, ["to_q", "conv1"], rank=2)
-
-
-def batches(step, size=4):
-    generator = torch.Generator().manual_seed(step)
-    z = torch.randn(size, 2, 4, 4, generator=generator)
-    return z, (torch.linspace(0.1, 0.5, size),), (torch.zeros(size),)
-
-
-def train(config, state=None, kind="LoRA", stop_after=None, dropout=0.1):
-    """The losses, and all trained values in one vector."""
-    model, weights = tiny(kind, dropout)
-    steps = distill(model, weights, batches, config, schedule=SCHEDULE, state=state)
-    losses = [progress.loss for progress in islice(steps, stop_after)]
-    steps.close()
-    return losses, torch.cat([p.detach().flatten() for p in [*weights.parameters(), *(weights.average or [])]])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the processes that the tests start: sums over another number of threads differ in the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,8 +37,9 @@ def test_leaving_and_resuming_changes_nothing(tmp_path, kind):
     assert torch.equal(weights, resumed)
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
     assert train(config, state, kind)[0] == []
-    longer = train(replace(config, steps=13), state, kind)[0]
-    assert len(longer) == 1 and math.isfinite(longer[0])
+    if config.decay_to == 1:
+        longer = train(replace(config, steps=13), state, kind)[0]
+        assert len(longer) == 1 and math.isfinite(longer[0])
     torch.manual_seed(99)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -112,7 +48,7 @@ def test_killed_and_resumed_it_gives_the_same_losses(tmp_path):
     """SIGKILL, at a moment that nobody chose, of a run that saves after every other step."""
     state = tmp_path / "state.safetensors"
     with subprocess.Popen(
-        [sys.executable, __file__, str(state), "1000000", "0.1"], stdout=subprocess.PIPE, text=True
+        [sys.executable, tiny_training.__file__, str(state), "1000000", "0.1"], stdout=subprocess.PIPE, text=True
     ) as process:
         before = [float(line) for line in islice(process.stdout, 25)]
         process.send_signal(signal.SIGKILL)
@@ -133,7 +69,7 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     state = tmp_path / "state.safetensors"
-    command = [sys.executable, __file__, str(state), "12", "0"]
+    command = [sys.executable, tiny_training.__file__, str(state), "12", "0"]
     processes = [
         subprocess.Popen(
             command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True
@@ -198,44 +134,6 @@ def test_a_loss_that_is_not_a_number_stops_at_the_last_good_step(tmp_path):
     assert rest == train(config)[0][6:]
 
 
-def test_a_full_disk_loses_neither_the_earlier_state_nor_what_was_learned(tmp_path):
-    state = tmp_path / "state.safetensors"
-    train(CONFIG, state, stop_after=4)
-    earlier = state.read_bytes()
-    model, weights = tiny()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="after step 6 could not be written .* is still the earlier one"):
-            list(distill(model, weights, batches, CONFIG, schedule=SCHEDULE, state=state))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert state.read_bytes() == earlier and len(list(tmp_path.iterdir())) == 1
-    _, values = train(CONFIG, stop_after=6)
-    assert torch.equal(torch.cat([p.detach().flatten() for p in weights.parameters()]), values)
-    assert train(CONFIG, state)[0] == train(CONFIG)[0][4:]
-
-
-def test_states_that_do_not_fit_are_refused(tmp_path):
-    state = tmp_path / "state.safetensors"
-    train(CONFIG, state, stop_after=2)
-    with pytest.raises(ValueError, match=r"other settings \(omega \[1, 2\] there, \[3, 4\] now\)"):
-        train(replace(CONFIG, omega=(3, 4)), state)
-    train(replace(CONFIG, learning_rate=1e-4, save_every=5), state)
-    model, _ = tiny()
-    with pytest.raises(ValueError, match="trains 2 modules"):
-        list(distill(model, inject_lora(model, ["to_q"], 2), batches, CONFIG, schedule=SCHEDULE, state=state))
-    tiny()[1].vector().save(state)
-    with pytest.raises(ValueError, match="not the state of a distillation"):
-        train(CONFIG, state)
-    torch.save({"step": 1}, state)
-    with pytest.raises(ValueError, match="not a safetensors file|pickle"):
-        train(CONFIG, state)
-    for path in (tmp_path / "state.pt", tmp_path / "missing" / "state.safetensors"):
-        with pytest.raises(ValueError, match=path.name):
-            train(CONFIG, path)
-
-
 @pytest.mark.parametrize(
     ("change", "config", "said"),
     [
@@ -257,7 +155,7 @@ def test_batches_that_do_not_fit_are_refused(change, config, said):
     [
         {"steps": 0}, {"omega": (3.0, 1.0)}, {"omega": (1.0, math.nan)}, {"learning_rate": 0.0}, {"target_decay": 1.0},
         {"solver": "euler"}, {"objective": "lcm"}, {"distance": "l1"}, {"autocast": "float8"}, {"accumulate": 0},
-        {"optimizer": "sgd"}, {"save_every": 0},
+        {"optimizer": "sgd"}, {"save_every": 0}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_config_errors(bad):
@@ -297,23 +195,3 @@ def test_a_teacher_that_is_an_lcm_is_warned_of(caplog):
     caplog.clear()
     train(CONFIG, stop_after=1)
     assert not caplog.records
-
-
-def main() -> None:
-    state, steps, dropout = sys.argv[1:]
-    accelerator = None
-    if "RANK" in os.environ:
-        from accelerate import Accelerator
-
-        accelerator = Accelerator(cpu=True)
-    torch.set_num_threads(1)
-    model, weights = tiny(dropout=float(dropout))
-    config = replace(CONFIG, steps=int(steps))
-    for progress in distill(
-        model, weights, batches, config, schedule=SCHEDULE, state=Path(state), accelerator=accelerator
-    ):
-        print(progress.loss, flush=True)
-
-
-if __name__ == "__main__":
-    main()
