@@ -79,7 +79,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({shortened(error)}); delete it or restore a copy") from error
+        raise ValueError(f"{path} is damaged ({shortened(error.__cause__ or error)}); delete it or restore a copy") from error
     record = metadata.get(KEY)
     if record is None:
         raise ValueError(f"{path} is not the state of a distillation; name another file, or one that is not there")
@@ -103,7 +103,7 @@ def load_state(path: Path, config: DistillConfig, training: Training) -> None:
         for name in {**now, **record["identity"]}
         if there.get(name) != now.get(name)
     ]
-    anew = "begin anew with another state file"
+    anew = "begin anew with another state file or state_prefix"
     remedy = f"resume with the same, or {anew}"
     if differing:
         if settings["steps"] != config.steps and config.decay_to < 1:

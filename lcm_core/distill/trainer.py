@@ -43,6 +43,7 @@ class Trainable(Identified, Protocol):
 
     names: tuple[str, ...]
     average: list[Tensor] | None
+
     def parameters(self) -> Iterable[nn.Parameter]: ...
     def using(self, parameters: Sequence[Tensor] | None) -> AbstractContextManager[None]: ...
 

@@ -50,6 +50,24 @@ def test_an_interrupted_training_goes_on_bit_for_bit(facts):
     assert done["equal"] and done["again"]
 
 
+def test_another_network_or_batch_is_another_training(facts):
+    """The same graph with one thing changed gives the vector of its own training, not the first one's."""
+    done = facts["another"]
+    assert done["found"] == {name: [True, False, False] for name in ("style", "batch")}
+    assert done["again"] == [True, True]
+    assert f"state: another{os.sep}state_" in done["report"]
+    others = f"2 other states, {sum(done['sizes'][1:]) / 1e6:,.1f} MB, in another; delete those you don't need"
+    assert others in done["report"] and len(set(done["sizes"])) == 1
+
+
+def test_a_full_disk_costs_no_training(facts):
+    done = facts["full_disk"]
+    assert done["equal"] and done["plot"] == [1, 432, 768, 3] and done["left"] == []
+    assert "the state after step 1 could not be written to" in done["report"]
+    assert "File too large" in done["report"] and "make room" in done["report"]
+    assert done["stopped"] == "InterruptProcessingException"
+
+
 def test_checkpointing_and_fine_tuning(facts):
     assert facts["options"]["checkpointing"] < 1e-5
     assert facts["options"]["finetuned"] > 0
@@ -58,6 +76,8 @@ def test_checkpointing_and_fine_tuning(facts):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("rate", "all its 1 steps, made with learning_rate 0.001 there, 0.0001 now; raise steps"),
+        ("cut", "is damaged ("),
         ("no latents", "there are no latents"),
         ("counts", "2 positive conditionings for 3 latents; give one for each"),
         ("channels", "a latent is (3, 8, 8); the model takes (4, height, width)"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -144,6 +145,54 @@ def resumed(bench: Bench) -> Facts:
     }
 
 
+def another(bench: Bench) -> Facts:
+    """The same graph on another network or batch: the vector of a training of its own, beside the first one's state."""
+    style = bench.host.run("LCMLoRA_LoadVector", lora_name="pocket_style.safetensors")[0]
+    styled = bench.host.run("LCMLoRA_ApplyVector", model=bench.model, lora=style)[0]
+    prefix = {"state_prefix": "another/state", "steps": 1}
+    plain = bench.train(**prefix)[0]
+    found = {}
+    for name, changed in {"style": {"model": [styled]}, "batch": {"batch_size": 1}}.items():
+        lora, _, report = bench.train(**prefix, **changed)
+        fresh = bench.train(steps=1, **changed)[0]
+        found[name] = [same(lora, fresh), same(lora, plain), "resumed" in report]
+    lora, _, report = bench.train(**prefix, save_every=1, gradient_checkpointing=True)
+    return {
+        "found": found,
+        "again": [same(lora, plain), "resumed after step 1" in report],
+        "report": report,
+        "sizes": sorted(path.stat().st_size for path in (bench.output / "another").iterdir()),
+    }
+
+
+def full_disk(bench: Bench) -> Facts:
+    """No file of this process may grow to a state's size: the vector comes, and the report says what went wrong."""
+    whole = bench.train(steps=1)[0]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        lora, plot, report = bench.train(steps=1, state_prefix="full/state")
+        bench.utils.set_progress_bar_global_hook(
+            lambda done, *_, **__: bench.management.interrupt_current_processing(True)
+        )
+        try:
+            bench.train(steps=2, state_prefix="full/state")
+            stopped = "no error"
+        except BaseException as error:
+            stopped = type(error).__name__
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        bench.utils.set_progress_bar_global_hook(None)
+        bench.management.interrupt_current_processing(False)
+    return {
+        "equal": same(whole, lora),
+        "plot": list(plot.shape),
+        "report": report,
+        "stopped": stopped,
+        "left": [path.name for path in (bench.output / "full").iterdir()],
+    }
+
+
 def options(bench: Bench) -> Facts:
     """Checkpointing leaves the result; LCF trains from an LCM without a teacher."""
     plain = LoRAVector.from_state_dict(bench.train(steps=2)[0])
@@ -157,7 +206,16 @@ def options(bench: Bench) -> Facts:
 def errors(bench: Bench) -> Facts:
     lcm = bench.host.run("LCMLoRA_Loader", model=bench.model, lora_name="pocket_lcm.safetensors")[0]
     small = {"samples": torch.zeros(1, 3, 8, 8)}
+    damaged = {"state_prefix": "damaged/state", "steps": 1}
+    bench.train(**damaged)
+    (state,) = (bench.output / "damaged").iterdir()
+    rate = message(lambda: bench.train(**damaged, learning_rate=1e-4))
+    state.write_bytes(state.read_bytes()[:-1])
+    cut = message(lambda: bench.train(**damaged))
+    state.unlink()
     return {
+        "rate": rate,
+        "cut": cut,
         "no latents": message(lambda: bench.train(latents=[{"samples": torch.zeros(0, 4, 8, 8)}])),
         "counts": message(lambda: bench.train(latents=[*bench.latents, bench.latents[0]])),
         "channels": message(lambda: bench.train(latents=[small, small])),
@@ -177,7 +235,9 @@ def main() -> None:
     settings.args.preview_method = settings.LatentPreviewMethod.Latent2RGB
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(host, Path(folder))
-        facts = {act.__name__: act(bench) for act in (network, distillation, errors, resumed, options)}
+        facts = {
+            act.__name__: act(bench) for act in (network, distillation, errors, resumed, another, full_disk, options)
+        }
     print(json.dumps(facts))
 
 

@@ -42,7 +42,7 @@ class Tiny(nn.Module):
     def forward(self, x, t, cond, omega):
         h = torch.tanh(self.conv1(x) + t[:, None, None, None] / 1000)
         if omega is not None:
-            h = h + self.cond_proj(guidance_embedding(omega, 16))[:, :, None, None]
+            h = h + self.cond_proj(guidance_embedding(omega, 16).to(h.dtype))[:, :, None, None]
         return self.to_q(self.dropout(h).movedim(1, 3)).movedim(3, 1) + cond[0][:, None, None, None]
 
 
