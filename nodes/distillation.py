@@ -25,7 +25,7 @@ WORK = [
                  tooltip="The training's state is written every so many steps, and when you interrupt."),
     io.String.Input("state_prefix", default="lcm_training/state",
                     tooltip="Where the state is kept, below the output folder: the same training goes on from there. "
-                    "Other data or settings have another state. Empty: none is kept."),
+                    "Another model, data or setting has another state; delete those you don't need. Empty: none."),
     io.Int.Input("preview_every", default=50, min=0, max=100_000,
                  tooltip="Every so many steps a picture of the first prompt in 4 steps. 0: never."),
 ]  # fmt: skip

@@ -94,6 +94,7 @@ def test_pictures_make_a_lora_that_diffusers_loads(checkpoint, pictures, tmp_pat
     assert sum("lora_A" in name for name, _ in pipeline.unet.named_modules() if name.endswith("lora_A")) == len(vector)
 
 
+@pytest.mark.bits
 def test_a_training_goes_on_from_its_state(checkpoint, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a b\n\nc\n")
     (tmp_path / "settings.toml").write_text("rank = 4\nbatch = 2\nsize = 64\nsteps = 2\nomega = [1.0, 2.0]\n")

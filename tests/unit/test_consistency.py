@@ -62,6 +62,7 @@ def test_predictions_invert_the_forward_process(prediction):
     torch.testing.assert_close(predict_noise(output, x, t, SD, prediction), noise)
 
 
+@pytest.mark.bits
 def test_results_have_the_dtype_of_x_and_a_batch_equals_its_images():
     x, t = randn(0).half(), torch.tensor([259, 999])
     output = network(x, 5)
@@ -258,6 +259,7 @@ def test_by_hand():
     assert run(0.5).item() == 1 and noisy == pytest.approx([5, 1 + 1 * 1 + math.sqrt(3) * 10])
 
 
+@pytest.mark.bits
 def test_gamma_zero_draws_no_noise_and_one_step_is_the_consistency_function():
     x = randn(0)
     drawn = []

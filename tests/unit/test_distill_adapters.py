@@ -76,6 +76,7 @@ def test_one_set_of_targets_fits_both_spellings(pocket):
     assert len(adapter.names) == 5 * 2 + 4 * 2
 
 
+@pytest.mark.bits
 def test_adapter_starts_as_nothing_and_switches_off():
     model = Tiny()
     plain, weights = model(X), [p.data_ptr() for p in model.parameters()]
@@ -134,6 +135,7 @@ def test_rank_is_clamped_on_request():
     assert adapter.alphas == [5, 4]
 
 
+@pytest.mark.bits
 def test_full_weights_keep_the_teacher_and_take_an_average():
     model, plain = Tiny(), Tiny()
     weights = FullWeights(model)
@@ -168,6 +170,7 @@ def gradients(model, parameters, inputs):
     return output, torch.autograd.grad(output.square().mean(), list(parameters)), sum(kept.values())
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("names", ["LDM", "diffusers"])
 def test_checkpointed_blocks_give_the_same_gradients(pocket, names):
     torch.manual_seed(4)

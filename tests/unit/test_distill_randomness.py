@@ -51,6 +51,7 @@ def test_no_stream_is_a_part_of_another(monkeypatch):
             assert torch.isin(a, b).sum() < 0.02 * len(a)
 
 
+@pytest.mark.bits
 def test_a_draw_depends_on_seed_and_step_alone(monkeypatch):
     config = replace(CONFIG, steps=3)
     _, alone = drawn(monkeypatch, config)

@@ -25,6 +25,7 @@ from lcm_core.distill.trainer import make_optimizer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", KINDS)
 def test_leaving_and_resuming_changes_nothing(tmp_path, kind):
     config, state = KINDS[kind], tmp_path / "state.safetensors"
@@ -44,6 +45,7 @@ def test_leaving_and_resuming_changes_nothing(tmp_path, kind):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.bits
 def test_killed_and_resumed_it_gives_the_same_losses(tmp_path):
     """SIGKILL, at a moment that nobody chose, of a run that saves after every other step."""
     state = tmp_path / "state.safetensors"
@@ -93,6 +95,7 @@ def test_parts_of_a_batch_are_the_batch():
     torch.testing.assert_close(same, weights, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", ["LoRA", "LoRA without teacher", "all weights"])
 def test_it_learns_and_leaves_the_model(kind):
     config = replace(KINDS[kind], steps=150, learning_rate=3e-3, warmup=0, decay_to=1.0)
@@ -116,6 +119,7 @@ def test_it_learns_and_leaves_the_model(kind):
         assert torch.equal(output(model), plain)
 
 
+@pytest.mark.bits
 def test_a_loss_that_is_not_a_number_stops_at_the_last_good_step(tmp_path):
     state, config = tmp_path / "state.safetensors", replace(CONFIG, target_decay=0.9, save_every=4)
 

@@ -123,6 +123,7 @@ def test_all_kept_is_the_exact_sum(method):
         torch.testing.assert_close(mixed.diffs[name], expected.diffs[name])
 
 
+@pytest.mark.bits
 def test_sum_equals_the_operators():
     assert torch.equal(combine([A, B], [0.8, 1.0]).modules[Q].up, (0.8 * A + 1.0 * B).modules[Q].up)
     assert combine([A], [1.0]).modules[Q].down is A.modules[Q].down
@@ -147,6 +148,7 @@ def test_modules_of_one_vector_alone_zero_and_empty_vectors(method):
     assert not combine([LoRAVector(), LoRAVector()], [1.0, 1.0], method)
 
 
+@pytest.mark.bits
 def test_dare_draws_by_name_seed_and_vector():
     large = {name: Factors(torch.ones(1, 200), torch.ones(50, 1), 1.0) for name in (Q, K)}
     backwards = dict(reversed(large.items()))

@@ -125,6 +125,7 @@ def test_biases_and_norms_on_request(tmp_path):
     assert set(left_out) == set(vector.diffs)
 
 
+@pytest.mark.bits
 def test_every_layout_gives_one_vector():
     base, tuned = unet(2), unet(3)
     native = spell([f"unet.{name}" for name in (*SHAPES, "mid_block.resnets.0.norm1")], "native")

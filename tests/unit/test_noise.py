@@ -5,6 +5,7 @@ import torch
 
 from lcm_core.noise import BEFORE_STEPS, step_noise
 
+pytestmark = pytest.mark.bits
 SHAPE = (5, 4, 8, 8)
 
 

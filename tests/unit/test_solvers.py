@@ -67,6 +67,7 @@ def test_ddim_step_has_both_ends_of_diffusers():
         assert_within(ddim_step(x0, noise, end, SD), scheduler.step(noise, t, x).prev_sample, 1e-5)
 
 
+@pytest.mark.bits
 def test_ddim_step_takes_a_timestep_for_each_image():
     x0, noise = randn(0, torch.float32).half(), randn(1, torch.float32).half()
     both = ddim_step(x0, noise, torch.tensor([-1, 739]), SD)
@@ -76,6 +77,7 @@ def test_ddim_step_takes_a_timestep_for_each_image():
     assert ddim_step(x0[:0], noise[:0], torch.tensor([], dtype=torch.long), SD).shape == (0, 4, 3, 3)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("sample", SAMPLERS)
 def test_a_perfect_denoiser_is_followed_to_its_answer(sample):
     """If x̂₀ is always the truth, every intermediate x lies on the straight path α·x₀ + σ·ε."""
@@ -117,6 +119,7 @@ def test_dpmpp_2m_with_zero_terminal_snr():
     torch.testing.assert_close(dpmpp_2m_sample(denoise, x, timesteps, zero), expected)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("sample", SAMPLERS)
 def test_a_last_timestep_without_noise_is_a_step_to_the_clean_end(sample):
     schedule = NoiseSchedule(torch.tensor([1.0, 0.8, 0.5, 0.2]))

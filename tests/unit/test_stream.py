@@ -103,6 +103,7 @@ def test_a_tensor_is_a_sequence_of_frames_and_keeps_its_dtype():
     assert [(x.dtype, x.shape) for x in streamed] == [(torch.float16, SHAPE)] * 3
 
 
+@pytest.mark.bits
 def test_a_users_intermediate_level_is_taken():
     options = {"noise": noise, "gamma": 0.5}
     levels, frames = [999, 499, 249], [frame(0), frame(1)]
