@@ -87,7 +87,10 @@ def consistency(name: str, model: Callable, weights: Trainable, config: DistillC
         return *sample(torch.Generator().manual_seed(8_000_000 + step * 64), BATCH), uncond
 
     state, accelerator = folder / f"paper_{name}_state.safetensors", Accelerator(cpu=True)
-    steps = distill(model, weights, batches, config, schedule=SCHEDULE, state=state, accelerator=accelerator)
+    steps = distill(
+        model, weights, batches, config, schedule=SCHEDULE, state=state, identity={"style": style},
+        accelerator=accelerator,
+    )  # fmt: skip
     for _ in tqdm(steps, desc=name, total=config.steps, mininterval=10, disable=not accelerator.is_main_process):
         pass
 

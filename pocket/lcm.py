@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcm_core.distill import DistillConfig, distill, inject_lora
+from lcm_core.distill.identity import fingerprint
 from lcm_core.distill.trainer import Batch
 
 from .data import WORDS, pictures
@@ -61,7 +62,10 @@ def main() -> None:
         return latents[rows], words(captions.draw(data, rows, generator)), uncond
 
     state = args.cache / "lcm_lora.safetensors"
-    steps = distill(model, adapter, batches, config, schedule=SCHEDULE, state=state, accelerator=Accelerator(cpu=True))
+    steps = distill(
+        model, adapter, batches, config, schedule=SCHEDULE, state=state,
+        identity={"latents": fingerprint({"latents": latents})}, accelerator=Accelerator(cpu=True),
+    )  # fmt: skip
     bar = tqdm(steps, desc="LCM-LoRA", total=args.steps, mininterval=10, disable=rank > 0)
     loss = None
     for progress in bar:

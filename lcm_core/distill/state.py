@@ -79,7 +79,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({shortened(error.__cause__ or error)}); delete it or restore a copy") from error
+        said = shortened(error.__cause__ or error)
+        raise ValueError(f"{path} is damaged ({said}); delete it or restore a copy") from error
     record = metadata.get(KEY)
     if record is None:
         raise ValueError(f"{path} is not the state of a distillation; name another file, or one that is not there")
