@@ -66,9 +66,10 @@ def save_state(path: Path, config: DistillConfig, training: Training) -> None:
         write_lora(path, tensors, {KEY: record, CHECKSUM: checksum(tensors, record)})
     except (OSError, SafetensorError) as error:
         kept = "the file there is still that of an earlier step" if path.exists() else "there is no earlier one"
+        said = shortened(error.__cause__ or error)
         raise OSError(
-            f"the state after step {len(training.losses)} could not be written to {path} ({shortened(error)}), and "
-            f"{kept}; make room or choose another place to be able to resume"
+            f"the state after step {len(training.losses)} could not be written to {path} ({said}), and {kept}; make "
+            "room or choose another place to be able to resume"
         ) from error
 
 
@@ -78,7 +79,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         said = shortened(error.__cause__ or error)
         raise ValueError(f"{path} is damaged ({said}); delete it or restore a copy") from error
     record = metadata.get(KEY)
