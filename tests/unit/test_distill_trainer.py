@@ -88,6 +88,18 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
     torch.testing.assert_close(shared_weights, weights, rtol=1e-4, atol=1e-5)
 
 
+def test_each_process_takes_its_own_rows():
+    """The first losses of two processes, each without the other, have that of one process as their mean."""
+    first = []
+    for rank in (0, 1):
+        shared = types.SimpleNamespace(process_index=rank, num_processes=2, reduce=lambda flat, reduction: flat)
+        model, weights = tiny(dropout=0)
+        config = replace(CONFIG, accumulate=2)
+        first.append(next(distill(model, weights, batches, config, schedule=SCHEDULE, accelerator=shared)).loss)
+    assert first[0] != first[1]
+    assert sum(first) / 2 == pytest.approx(train(CONFIG, stop_after=1, dropout=0)[0][0], rel=1e-5)
+
+
 def test_parts_of_a_batch_are_the_batch():
     whole, weights = train(CONFIG, dropout=0)
     parts, same = train(replace(CONFIG, accumulate=3), dropout=0)
