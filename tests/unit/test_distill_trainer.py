@@ -98,6 +98,13 @@ def test_each_process_takes_its_own_rows():
         first.append(next(distill(model, weights, batches, config, schedule=SCHEDULE, accelerator=shared)).loss)
     assert first[0] != first[1]
     assert sum(first) / 2 == pytest.approx(train(CONFIG, stop_after=1, dropout=0)[0][0], rel=1e-5)
+    for size, accumulate, least in ((4, 3, 6), (5, 1, 2)):
+        config = replace(CONFIG, accumulate=accumulate)
+        steps = distill(*tiny(), lambda step, n=size: batches(step, n), config, schedule=SCHEDULE, accelerator=shared)
+        with pytest.raises(
+            ValueError, match=rf"batch of {size} .* by 2 processes .*a multiple of 2, at least {least}$"
+        ):
+            next(steps)
 
 
 def test_parts_of_a_batch_are_the_batch():
