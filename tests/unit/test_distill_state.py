@@ -15,7 +15,7 @@ from tiny_training import CONFIG, SCHEDULE, batches, tiny, train
 
 from lcm_core.distill import DistillConfig, Examples, FullWeights, distill, inject_lora
 from lcm_core.distill.identity import MAY_CHANGE, fingerprint
-from lcm_core.distill.state import KEY, read_losses
+from lcm_core.distill.state import KEY, read_losses, read_state
 from lcm_core.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,6 +160,13 @@ def test_all_weights_know_the_network_before_training():
     with torch.no_grad():
         model.to_q.bias.add_(1)
     assert fingerprints(weights) == fingerprints(tiny("all weights")[1]) != fingerprints(FullWeights(other))
+
+
+def test_gradients_are_scaled_in_float16_alone(tmp_path):
+    for autocast in (None, "bfloat16", "float16"):
+        path = tmp_path / f"{autocast}.safetensors"
+        train(replace(CONFIG, autocast=autocast), path, stop_after=1)
+        assert ("scale" in read_state(path)[0]["scaler"]) == (autocast == "float16")
 
 
 def test_a_fingerprint_tells_names_dtypes_shapes_and_bytes_apart():
