@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..files import read_text
+from ..files import read_text, write_lora
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
 from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
@@ -58,7 +58,14 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
     adapter.remove()
     vector = adapter.vector()
     if accelerator is None or accelerator.is_main_process:
-        vector.save(args.output, "kohya", torch.float16)
+        tensors = vector.state_dict("kohya", torch.float16)
+        try:
+            write_lora(args.output, tensors, vector.metadata, replace=args.force)
+        except FileExistsError as error:
+            raise ValueError(
+                f"{args.output} was made by another program meanwhile; write what was learned, which {state} has, to "
+                "another name with --resume, or there with --force"
+            ) from error
     tail = losses[-max(1, len(losses) // 10) :]
     return {
         "output": args.output,

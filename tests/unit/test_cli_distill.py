@@ -179,3 +179,27 @@ def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
     code, result = run(capsys, *arguments, "--out", "lcm.safetensors", "--device", "cpu")
     assert code == 1 and said in result["error"]
     assert not (tmp_path / "lcm.safetensors").exists()
+
+
+def test_an_output_made_meanwhile_is_kept_and_what_was_learned_is_in_the_state(
+    checkpoint, pictures, tmp_path, capsys, monkeypatch
+):
+    from lcm_core.distill import command
+
+    out = tmp_path / "lcm.safetensors"
+
+    def made_meanwhile(*args, **kwargs):
+        yield from distill(*args, **kwargs)
+        out.write_text("another's")
+
+    distill = command.distill
+    monkeypatch.setattr(command, "distill", made_meanwhile)
+    arguments = ("--checkpoint", checkpoint, "--data", pictures, *SMALL)
+    code, result = run(capsys, *arguments, "--out", out)
+    assert code == 1 and "made by another program meanwhile" in result["error"]
+    assert out.read_text() == "another's"
+    state = tmp_path / "lcm.state.safetensors"
+    other = tmp_path / "other.safetensors"
+    code, result = run(capsys, *arguments, "--out", other, "--state", state, "--resume")
+    assert code == 0 and result["resumed_after"] == 3
+    assert len(LoRAVector.load(other)) == result["modules"]
