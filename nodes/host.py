@@ -30,13 +30,6 @@ from ..lcm_core.text import quoted, shortened
 from .checks import numbers
 
 
-def check_finite(**values: float) -> None:
-    """ValueError for a NaN or infinite input, which the host's range checks let through."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be a finite number, such as 1.0")
-
-
 class ConsistencySampling:
     """Mixed in before a model's own sampling class: f_θ(x, t) = c_skip(t)·x + c_out(t)·x̂₀ in place of x̂₀.
 

@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -12,20 +11,20 @@ import comfy.lora
 import comfy.utils
 import comfy.weight_adapter
 import folder_paths
-import torch
 from torch import Tensor
 
 from ..lcm_core import atomic, files
 from ..lcm_core.files import output_path, write_new
-from ..lcm_core.lora import LoRAVector, architecture, canonical_name, flat
+from ..lcm_core.lora import LoRAVector, architecture
 from ..lcm_core.lora.convert import NATIVE
 from ..lcm_core.lora.effect import change
 from ..lcm_core.lora.lowrank import wide
-from ..lcm_core.lora.module import CONFIG, Module, alpha_note, file_modules
-from ..lcm_core.lora.native import Size, adapter_sizes, native_adapters
+from ..lcm_core.lora.module import CONFIG, Module, file_modules, reading_notes
+from ..lcm_core.lora.names import read_name
+from ..lcm_core.lora.native import adapter_sizes, native_adapters
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
-from .host import check_finite
+from .host_targets import find_targets
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", ".reshape_weight", ".set_weight"}
@@ -51,9 +50,9 @@ def load_adapters(name: str) -> "LoRATensors":
         adapters = native_adapters(tensors, metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    note = alpha_note(tensors, metadata)
+    notes = reading_notes(tensors, metadata)
     metadata.pop(CONFIG, None)
-    lora = LoRATensors(LoRAVector(metadata=metadata, notes=(note,) if note else ()), file_record(path))
+    lora = LoRATensors(LoRAVector(metadata=metadata, notes=notes), file_record(path))
     lora.update(adapters)
     return lora
 
@@ -102,7 +101,7 @@ class Effect(comfy.weight_adapter.WeightAdapterBase):
 
     def calculate_weight(self, weight, key, strength, strength_model, offset, function, *args, **kwargs):
         tensors = {role: tensor.to(weight.device) if tensor.ndim else tensor for role, tensor in self.weights}
-        module = Module(str(key), {role: role for role in tensors}, tensors, {})
+        module = Module(read_name(str(key)), {role: role for role in tensors}, tensors, {})
         weight += function((strength * change(weight.to(wide(weight.dtype)), module)).to(weight.dtype))
         return weight
 
@@ -135,42 +134,12 @@ def add_modules(patcher, modules: Mapping[str, Module], targets: Mapping[str, st
     return patcher, [name for name, keys in own.items() if not keys or not keys.keys() <= taken]
 
 
-def find_targets(
-    model: torch.nn.Module, key_map: Mapping[str, str | tuple], sizes: Mapping[str, Size], both: str
-) -> dict[str, str | tuple]:
-    """Canonical name -> what the host's key map says for it, of the modules in `sizes` that the model has.
-
-    The host's own names are made canonical, so every dialect reaches every module. ValueError where sizes differ.
-    """
-    targets = {flat(canonical_name(name)): target for name, target in key_map.items()}
-    found = {}
-    for parameter, size in sizes.items():
-        name, _, kind = parameter.rpartition(".")
-        target = targets.get(flat(name))
-        if target is None:
-            continue
-        found[name] = target
-        key, offset = (target, None) if isinstance(target, str) else target[:2]
-        weight = getattr(comfy.utils.get_attr(model, key.rpartition(".")[0]), kind, None)
-        shape = [] if weight is None else list(weight.shape)
-        if offset is not None:
-            shape[offset[0]] = offset[2]
-        have = (shape[0], math.prod(shape[1:])) if shape else ()
-        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
-            raise ValueError(
-                f"{both}: {shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, "
-                "as (out, in); use a LoRA made for this architecture"
-            )
-    return found
-
-
 def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str = "this LoRA", clip=None):
     """(clone of the MODEL with W + strength·ΔW, clone of the CLIP if there is one, a line that says how much matched).
 
     lora: any LORA_MODEL, vector or not. Nothing is half applied. ValueError, naming both, for a LoRA that fits nothing,
     or of which a module has another size than the model's.
     """
-    check_finite(strength=strength)
     adapters = lora if isinstance(lora, LoRATensors) else native_adapters(lora)
     modules = {module.name: module for module in file_modules(adapters, {})}
     sizes = adapter_sizes(modules.values())
@@ -178,7 +147,8 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     both = f"{source} is for {shortened(architecture(sizes, getattr(lora, 'metadata', {})))} and the model is {host}"
     texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
     units = {name: size for name, size in sizes.items() if name not in texts}
-    found = find_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), units, both)
+    swapped = {name for name, module in modules.items() if module.spelling.swapped}
+    found = find_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), units, both, swapped)
     found_texts = {}
     if clip is not None:
         encoder = clip.cond_stage_model

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..lora.keys import canonical_name
 from ..lora.lowrank import Factors
+from ..lora.names import canonical_name
 from ..lora.vector import LoRAVector
 from ..text import listed
 from .identity import fingerprint

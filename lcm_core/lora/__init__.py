@@ -6,8 +6,9 @@ from .blocks import block_cosines, block_norms, block_of, preset_weights, scale_
 from .combine import METHODS, combine
 from .expression import evaluate_expression, parse_expression
 from .extract import extract
-from .keys import canonical_name, flat, spell
 from .lowrank import Factors
+from .names import canonical_name, flat
+from .names.writing import spell
 from .vector import LoRAVector
 
 __all__ = [

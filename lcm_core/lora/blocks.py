@@ -1,8 +1,9 @@
 """A vector block by block: labels, weights, norms and cosines.
 
-Labels are those of the block-weight presets for Stable Diffusion, after the original UNet's numbering: BASE (text
-encoders), IN00-IN11, M00, OUT00-OUT11 (SDXL ends at IN08 and OUT08), and `other` for what no block holds (the time
-embedding, the last convolution) and for other architectures.
+Labels of a UNet's blocks are those of the block-weight presets for Stable Diffusion, after the original UNet's
+numbering: BASE (text encoders), IN00-IN11, M00, OUT00-OUT11 (SDXL ends at IN08 and OUT08), and `other` for what no
+block holds (the time embedding, the last convolution). A transformer's are its own, in the original network's words
+where the vector's families tell them: `double_blocks.7`, `blocks.39`, `layers.0`, `img_in`; else in diffusers'.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor
 
 from ..text import quoted, shortened
-from .keys import spell
 from .lowrank import Factors
+from .metadata import changed, family_names
+from .names.unet import to_ldm
+from .names.writing import native_path
 from .vector import LoRAVector
 
 OTHER = "other"
@@ -32,18 +35,23 @@ PRESETS: dict[int, tuple[str, ...]] = {
     26: BLOCKS,
 }
 
-_NATIVE = re.compile(r"diffusion_model\.(?:(input|output)_blocks\.(\d+)|middle_block)\.")
+_NATIVE = re.compile(r"(?:(input|output)_blocks\.(\d+)|middle_block)\.")
 # Upsamplers have no sure native name, but close the last of a level's three blocks everywhere.
+_STACK = re.compile(r"[^.]+\.(?:[a-z_]+\.)*\d+(?=\.)")
 _UPSAMPLER = re.compile(r"unet\.up_blocks\.(\d+)\.upsamplers\.")
 
 
-def block_of(name: str) -> str:
-    """The label of a module's block, from its canonical name."""
+def block_of(name: str, families: Collection[str] = ()) -> str:
+    """The label of a module's block, from its canonical name; `families` as in `names.writing.write_names`."""
     if name.startswith("text_encoder"):
         return "BASE"
+    if name.startswith("transformer."):
+        path = native_path(name, families) or name.removeprefix("transformer.")
+        block = _STACK.match(path)
+        return block[0] if block else path.partition(".")[0]
     if match := _UPSAMPLER.match(name):
         return f"OUT{3 * int(match[1]) + 2:02}"
-    if match := _NATIVE.match(spell([name], "native")[name]):
+    if match := _NATIVE.match(to_ldm(name.removeprefix("unet."))):
         return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}" if match[1] else "M00"
     return OTHER
 
@@ -83,18 +91,18 @@ def scale_blocks(vector: LoRAVector, weights: Mapping[str, float]) -> LoRAVector
     """
     if not weights:
         return vector
-    names = dict.fromkeys([*vector.modules, *map(_module, vector.diffs)])
+    names, families = dict.fromkeys([*vector.modules, *map(_module, vector.diffs)]), family_names(vector.metadata)
     weight_of: dict[str, float] = {}
     used: set[str] = set()
     for name in names:
-        label = block_of(name)
+        label = block_of(name, families)
         matching = [pattern for pattern in weights if fnmatchcase(label, pattern) or fnmatchcase(name, pattern)]
         used.update(matching)
         if matching:
             weight_of[name] = weights[matching[0]]
     lost = [pattern for pattern in weights if pattern not in used and (pattern not in LABELS or (names and not used))]
     if lost:
-        labels = {block_of(name): None for name in names}
+        labels = {block_of(name, families): None for name in names}
         raise ValueError(
             f"the pattern {quoted(lost[0])} matches nothing of this vector; it has the blocks "
             f"{', '.join(_ordered(labels)) or 'none'} and names such as {shortened(next(iter(names), 'none'))}"
@@ -107,31 +115,37 @@ def scale_blocks(vector: LoRAVector, weights: Mapping[str, float]) -> LoRAVector
 
 def block_norms(vector: LoRAVector) -> dict[str, float]:
     """Label -> Frobenius norm of what the vector has in that block, in the order of LABELS, from the factors."""
-    parts = _by_block(vector)
+    parts = _by_block(vector, family_names(vector.metadata))
     return {label: parts[label].norm() for label in _ordered(parts)}
 
 
 def block_cosines(a: LoRAVector, b: LoRAVector) -> dict[str, float]:
     """Label -> cosine similarity of the two vectors in that block, for each block of either; 0 where one is zero."""
-    parts_a, parts_b = _by_block(a), _by_block(b)
+    families = family_names(changed(a.metadata, b.metadata))
+    parts_a, parts_b = _by_block(a, families), _by_block(b, families)
     zero = LoRAVector()
     return {
         label: parts_a.get(label, zero).cosine(parts_b.get(label, zero)) for label in _ordered({**parts_a, **parts_b})
     }
 
 
-def _by_block(vector: LoRAVector) -> dict[str, LoRAVector]:
+def _by_block(vector: LoRAVector, families: Collection[str]) -> dict[str, LoRAVector]:
     modules: dict[str, dict[str, Factors]] = defaultdict(dict)
     diffs: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, factors in vector.modules.items():
-        modules[block_of(name)][name] = factors
+        modules[block_of(name, families)][name] = factors
     for name, diff in vector.diffs.items():
-        diffs[block_of(_module(name))][name] = diff
+        diffs[block_of(_module(name), families)][name] = diff
     return {label: LoRAVector(modules[label], diffs[label]) for label in {*modules, *diffs}}
 
 
 def _ordered(labels: Mapping[str, object]) -> list[str]:
-    return sorted(labels, key=LABELS.index)
+    def place(label: str) -> tuple[int, str, int]:
+        stack, _, number = label.rpartition(".")
+        rank = LABELS.index(label) if label in LABELS else len(LABELS)
+        return (rank, stack, int(number)) if number.isdecimal() else (rank, label, 0)
+
+    return sorted(labels, key=place)
 
 
 def _module(diff: str) -> str:

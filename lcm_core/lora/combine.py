@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..text import listed, quoted, shortened
-from .keys import flat
 from .lowrank import (
     Factors,
     check_finite,
@@ -31,6 +30,8 @@ from .lowrank import (
     truncate,
     wide,
 )
+from .metadata import changed
+from .names import flat
 from .vector import LoRAVector, _aligned
 
 # A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
@@ -129,9 +130,7 @@ def combine(
             check_finite(name, diffs[name])
         if progress is not None:
             progress(done, len(found))
-    either = {key: value for vector in vectors for key, value in vector.metadata.items()}
-    agreed = {k: value for k, value in either.items() if all(v.metadata.get(k, value) == value for v in vectors)}
-    return LoRAVector(modules, diffs, (LoRAVector(metadata=agreed) * 1.0).metadata)
+    return LoRAVector(modules, diffs, changed(*(vector.metadata for vector in vectors)))
 
 
 def sum_norm(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> float:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..text import listed
 from .architecture import projects_by_convolution
+from .fusion import part_rows, split, unswapped, unswapped_diff
 from .keys import HADAMARD, KRONECKER, split_key
 from .lowrank import Factors, check_size, decompose, truncate, wide
 from .module import LORA, REFUSED, Module, file_modules, finite
+from .names.table import families_with
 
 # More values than a vector of any diffusion model has as LoHa or LoKr made into factors: 17 GB.
 LARGEST_FILE = 2**32
@@ -51,9 +53,10 @@ def why_not_a_vector(state_dict: Mapping[str, Tensor]) -> str | None:
 
 def read_modules(
     state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], rank: int | None = None
-) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """(canonical name -> Factors, canonical name + `.weight` or `.bias` -> difference) of a state dict.
+) -> tuple[dict[str, Factors], dict[str, Tensor], list[str]]:
+    """(canonical name -> Factors, canonical name + `.weight` or `.bias` -> difference, families) of a state dict.
 
+    Families are those of `names` that have all its transformer's spellings, none if it is no transformer's.
     Arguments and errors are those of `LoRAVector.from_state_dict`.
     """
     if rank is not None and rank < 1:
@@ -64,10 +67,12 @@ def read_modules(
     diffs: dict[str, Tensor] = {}
     flattened = []
     size = 0
-    for module in file_modules(state_dict, metadata):
+    read = file_modules(state_dict, metadata)
+    for module in read:
         factors, added = module_delta(module, rank)
         if factors is not None:
-            modules[module.name] = factors
+            parts, swapped = module.spelling.parts, module.spelling.swapped
+            modules |= dict(zip(parts, split(module.name, unswapped(factors, swapped), len(parts)), strict=True))
             size += factors.down.numel() + factors.up.numel()
             if size > LARGEST_FILE:
                 raise ValueError(
@@ -76,12 +81,27 @@ def read_modules(
                 )
             if module.kinds != [LORA] and len(factors.shape) == 2:
                 flattened.append(module.name)
-        diffs.update(added)
+        for name, diff in added.items():
+            diffs |= _split_diff(module, name.rpartition(".")[2], diff, factors)
     projections = [name for name in flattened if _PROJECTION.fullmatch(name)]
     if projections and projects_by_convolution({name: f.shape for name, f in modules.items()}, metadata):
         for name in projections:
             modules[name] = modules[name].with_kernel((1, 1))
-    return modules, diffs
+    sizes = {name: (len(factors.up), factors.down[0].numel()) for name, factors in modules.items()}
+    return modules, diffs, families_with((module.spelling.dotted for module in read), sizes)
+
+
+def _split_diff(module: Module, kind: str, diff: Tensor, factors: Factors | None) -> dict[str, Tensor]:
+    parts, swapped = module.spelling.parts, module.spelling.swapped
+    if len(parts) == 1:
+        return {f"{parts[0]}.{kind}": unswapped_diff(diff, factors, swapped)}
+    if factors is None:
+        raise ValueError(
+            f"{listed(module.keys.values())} is the bias of a fused weight that the file has no factors for, so its "
+            "parts are unknown; remove it, or apply the file alone"
+        )
+    rows = part_rows(module.name, len(parts), len(diff), factors.down[0].numel())
+    return {f"{part}.{kind}": rest for part, rest in zip(parts, diff.split(rows), strict=True)}
 
 
 def module_delta(module: Module, rank: int | None = None) -> tuple[Factors | None, dict[str, Tensor]]:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..files import open_safetensors
 from ..text import listed, shortened
-from .keys import canonical_name
+from .fusion import part_rows
 from .lowrank import Factors, check_limits, decompose, wide
+from .names import read_name
 from .vector import LoRAVector
 
 # A safetensors file, or tensors at hand under a checkpoint's names.
@@ -90,10 +91,12 @@ class Report:
 
 @dataclass(frozen=True)
 class _Parameter:
-    """Where a source keeps a parameter: its key, and which third of the rows if q, k and v are fused in one."""
+    """Where a source keeps a parameter: its key, which of how many parts of a fused one, `swapped` as in `names`."""
 
     key: str
-    third: int | None = None
+    part: int = 0
+    count: int = 1
+    swapped: bool = False
 
 
 def extract(
@@ -207,29 +210,37 @@ def _parameters(keys: list[str]) -> dict[str, _Parameter]:
 def _names(key: str, bare: str) -> list[tuple[str, _Parameter]]:
     fused = re.fullmatch(r"(.+\.resblocks\.\d+)\.attn\.in_proj_(weight|bias)", key)
     if fused:
-        layer = _canonical(f"{fused[1]}.attn.out_proj", bare).removesuffix("out_proj")
-        return [(f"{layer}{'qkv'[i]}_proj.{fused[2]}", _Parameter(key, i)) for i in range(3)]
+        (layer,), _ = _canonical(f"{fused[1]}.attn.out_proj", bare)
+        layer = layer.removesuffix("out_proj")
+        return [(f"{layer}{'qkv'[i]}_proj.{fused[2]}", _Parameter(key, i, 3)) for i in range(3)]
     module, _, kind = key.rpartition(".")
     if kind not in ("weight", "bias") or not module:
         return []
-    return [(f"{_canonical(module, bare)}.{kind}", _Parameter(key))]
+    parts, swapped = _canonical(module, bare)
+    return [(f"{part}.{kind}", _Parameter(key, i, len(parts), swapped)) for i, part in enumerate(parts)]
 
 
-def _canonical(module: str, bare: str) -> str:
+def _canonical(module: str, bare: str) -> tuple[tuple[str, ...], bool]:
+    """(canonical names of a module's parts, whether its halves are exchanged)."""
     for pattern, replacement in _CHECKPOINT:
         module, found = pattern.subn(replacement, module)
         if found:
             break
-    name = canonical_name(_OPEN_CLIP_LEAF.sub(lambda leaf: leaf[1] + _OPEN_CLIP_LEAVES[leaf[2]], module))
-    return name if name.partition(".")[0] in COMPONENTS else bare + name
+    spelling = read_name(_OPEN_CLIP_LEAF.sub(lambda leaf: leaf[1] + _OPEN_CLIP_LEAVES[leaf[2]], module))
+    known = spelling.parts[0].partition(".")[0] in COMPONENTS
+    return (spelling.parts if known else (bare + spelling.parts[0],)), spelling.swapped
 
 
 def _read(get: Callable[[str], Tensor], place: _Parameter) -> Tensor:
     tensor = get(place.key)
-    if place.third is None:
+    if place.count == 1 and not place.swapped:
         return tensor
-    rows = tensor.shape[0] // 3
-    return tensor[place.third * rows : (place.third + 1) * rows]
+    module, _, kind = place.key.rpartition(".")
+    whole = tensor if tensor.ndim > 1 or "in_proj_" in kind else get(f"{module}.weight")
+    columns = whole[0].numel() if whole.ndim > 1 else len(tensor) // 3
+    if place.swapped and len(tensor) == 2 * columns:
+        tensor = tensor.roll(columns, 0)
+    return tensor.split(part_rows(place.key, place.count, len(tensor), columns))[place.part]
 
 
 def _difference(tuned: Tensor, base: Tensor) -> Tensor | None:

@@ -58,9 +58,8 @@ class Factors:
         """Delta W (out, in) or (out, in, kh, kw) exactly, as a product with an identity, rank = min(out, in*kh*kw)."""
         matrix = delta.flatten(1)
         rows, columns = matrix.shape
-        if rows <= columns:
-            return cls.of_matrices(matrix, torch.eye(rows, dtype=delta.dtype, device=delta.device), delta.shape)
-        return cls.of_matrices(torch.eye(columns, dtype=delta.dtype, device=delta.device), matrix, delta.shape)
+        identity = matrix.new_zeros(min(rows, columns), min(rows, columns)).fill_diagonal_(1)
+        return cls.of_matrices(*((matrix, identity) if rows <= columns else (identity, matrix)), delta.shape)
 
     def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(down, alpha/rank * up) as matrices (rank, in*kh*kw) and (out, rank)."""

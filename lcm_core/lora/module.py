@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..text import listed, quoted, shortened
-from .keys import HADAMARD, KRONECKER, canonical_name, flat, split_key
+from .keys import HADAMARD, KRONECKER, split_key
+from .names import Spelling, canonical_name, flat, read_name
 
 REFUSED = {
     "DoRA": "DoRA rescales the whole weight after adding, so what it adds depends on the base model",
@@ -30,12 +31,19 @@ CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class Module:
-    """One module of a file: role -> key, role -> checked tensor, and the file's PEFT config, {} if it has none."""
+    """One module of a file: what its name stands for, role -> key, role -> checked tensor, and the file's PEFT config,
+    {} if it has none.
+    """
 
-    name: str
+    spelling: Spelling
     keys: Mapping[str, str]
     tensors: Mapping[str, Tensor]
     config: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The canonical name, of a fused weight the parts' names."""
+        return self.spelling.name
 
     @property
     def kinds(self) -> list[tuple[str, ...]]:
@@ -126,10 +134,18 @@ def file_modules(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) 
             "the difference; save it with save_pretrained(folder, path_initial_model_for_weight_conversion=the folder "
             "of the untrained adapter), or merge it into its base model with PEFT and extract a LoRA from the result"
         )
-    return [Module(name, k, _checked(state_dict, k), config) for name, k in _grouped(state_dict).items()]
+    return [Module(spelling, k, _checked(state_dict, k), config) for spelling, k in _grouped(state_dict)]
 
 
-def alpha_note(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
+def reading_notes(keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What reading a file with these keys had to assume or leave out."""
+    keys = list(keys)
+    stray = [key for key in keys if (split_key(key) or ("", ""))[1] == "stray"]
+    left_out = f"{len(stray)} tensors are no LoRA weights and left out ({listed(stray, 2)})" if stray else None
+    return tuple(filter(None, (_alpha_note(keys, metadata), left_out)))
+
+
+def _alpha_note(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
     """What to say where a file with PEFT's names leaves alpha open, which is then taken to be the rank; else None."""
     if ALPHA_IS_RANK.items() <= metadata.items():
         return None
@@ -154,8 +170,8 @@ def alpha_note(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
     )
 
 
-def _grouped(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """Canonical name -> role -> key, checked for unknown keys and modules that appear twice.
+def _grouped(state_dict: Mapping[str, Tensor]) -> list[tuple[Spelling, dict[str, str]]]:
+    """(what a module's name stands for, role -> key) of each, checked for unknown keys and modules that appear twice.
 
     The tensors of a refused kind have their suffixes as roles, a DoRA's magnitude excepted.
     """
@@ -163,21 +179,23 @@ def _grouped(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     if unknown:
         raise ValueError(f"no LoRA weights that are known: {listed(unknown)}; use a file with LoRA weights only")
     modules: dict[str, dict[str, str]] = {}
-    spellings: dict[str, tuple[str, str, str]] = {}
+    taken: dict[str, tuple[str, str]] = {}
     for key in state_dict:
         module, role = split_key(key) or ("", "")
+        if role == "stray":
+            continue
         if role in REFUSED and role != "DoRA":
             role = key.removeprefix(module)
-        name = canonical_name(module)
-        spelling, first_key, name = spellings.setdefault(flat(name), (module, key, name))
-        keys = modules.setdefault(name, {})
-        if spelling != module or role in keys:
-            raise ValueError(
-                f"{shortened(keys.get(role, first_key))} and {shortened(key)} are the same module {shortened(name)} "
-                "twice; save each LoRA in a file of its own and add them as vectors"
-            )
+        keys = modules.setdefault(module, {})
+        for part in read_name(module).parts:
+            other, first_key = taken.setdefault(flat(part), (module, key))
+            if other != module or role in keys:
+                raise ValueError(
+                    f"{shortened(keys.get(role, first_key))} and {shortened(key)} are the same module "
+                    f"{shortened(part)} twice; save each LoRA in a file of its own and add them as vectors"
+                )
         keys[role] = key
-    return modules
+    return [(read_name(module), keys) for module, keys in modules.items()]
 
 
 def _checked(state_dict: Mapping[str, Tensor], keys: Mapping[str, str]) -> dict[str, Tensor]:

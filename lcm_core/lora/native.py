@@ -16,8 +16,9 @@ from torch import Tensor
 from ..text import listed, quoted, shortened
 from .convert import NATIVE, module_delta, module_factors, scaled_bias
 from .effect import generalized_factors
-from .keys import spell
 from .module import Module, file_modules, finite
+from .names.table import canonical_paths, is_native
+from .names.writing import spell
 
 # (out, in*kh*kw) of the weight that an adapter fits, None where it leaves that open.
 Size = tuple[int | None, int | None]
@@ -34,14 +35,14 @@ def native_adapters(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str
     and values that are NaN or infinite.
     """
     modules = file_modules(state_dict, metadata or {})
-    spelled = spell([module.name for module in modules], "native")
+    names = _native_names(modules)
     renamed: dict[str, Tensor] = {}
     for module in modules:
         tensors = _as_the_host_reads(module)
         if not all(finite(tensor) for role, tensor in tensors.items() if role not in ("alpha", ".reshape_weight")):
             raise module.overflow()
         _sizes(replace(module, tensors=tensors, keys={role: module.keys.get(role, role) for role in tensors}))
-        renamed |= {spelled[module.name] + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
+        renamed |= {names[module.name] + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
     return renamed
 
 
@@ -51,6 +52,20 @@ def adapter_sizes(modules: Iterable[Module]) -> dict[str, Size]:
     for module in modules:
         sizes |= _sizes(module)
     return sizes
+
+
+def _native_names(modules: list[Module]) -> dict[str, str]:
+    """Canonical name -> name in the host: a transformer's modules keep the file's spelling, fused or not."""
+    names = {module.name: module.spelling.dotted for module in modules}
+    single = spell([name for name, dotted in names.items() if not canonical_paths(_path(dotted))], "native")
+    for name, dotted in names.items():
+        if name not in single:
+            single[name] = f"diffusion_model.{_path(dotted)}" if is_native(_path(dotted)) else dotted
+    return single
+
+
+def _path(dotted: str) -> str:
+    return dotted.removeprefix("transformer.")
 
 
 def _as_the_host_reads(module: Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..files import read_lora, write_lora
 from ..text import listed, shortened
 from .convert import read_modules
-from .keys import flat, spell
+from .fusion import fuse, unswapped, unswapped_diff
 from .lowrank import (
     Factors,
     check_finite,
@@ -33,21 +33,18 @@ from .lowrank import (
     truncate,
     wide,
 )
-from .module import ALPHA_IS_RANK, CONFIG, alpha_note
-from .record import EXPRESSION, PARENTS
+from .metadata import changed, family_names, of_file
+from .module import ALPHA_IS_RANK, reading_notes
+from .names import flat
+from .names.writing import Written, write_names
 
 T = TypeVar("T")
-
-# Metadata that any other file than the one read would contradict, and that a changed vector would.
-OF_THE_FILE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", CONFIG, *ALPHA_IS_RANK)
-STALE = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module", EXPRESSION, PARENTS)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoRAVector:
     """A LoRA as a vector: `0.8 * style + 1.0 * lcm`, `-`, unary `-` and `/` are exact.
 
-    modules:  canonical name (see `keys.canonical_name`) -> Factors, text encoders included
+    modules:  canonical name (see `names`) -> Factors, text encoders included
     diffs:    canonical name + `.weight` or `.bias` -> what is added to a norm's weight or a bias
     metadata: the file's text entries
     notes:    what reading the file had to assume, such as an alpha that it lacks; results of arithmetic have none
@@ -75,10 +72,8 @@ class LoRAVector:
         below 1.
         """
         metadata = dict(metadata or {})
-        modules, diffs = read_modules(state_dict, metadata, rank)
-        kept = {key: text for key, text in metadata.items() if key not in OF_THE_FILE}
-        note = alpha_note(state_dict, metadata)
-        return cls(modules, diffs, kept, (note,) if note else ())
+        modules, diffs, families = read_modules(state_dict, metadata, rank)
+        return cls(modules, diffs, of_file(metadata, families), reading_notes(state_dict, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], rank: int | None = None) -> LoRAVector:
@@ -97,13 +92,20 @@ class LoRAVector:
 
         Raises ValueError for an unknown dialect, a value that dtype can't hold, and in peft for diffs.
         """
-        names = spell([*self.modules, *(name.rpartition(".")[0] for name in self.diffs)], dialect)
         if dialect == "peft" and self.diffs:
             raise ValueError(
                 f"PEFT has no name for the {len(self.diffs)} norm and bias differences of this vector "
                 f"({listed(self.diffs)}); save as kohya or native"
             )
-        modules = dict(self.modules)
+        whole = [*self.modules, *(name.rpartition(".")[0] for name in self.diffs)]
+
+        def places(names: Iterable[str]) -> list[Written]:
+            return write_names(names, dialect, family_names(self.metadata), whole)
+
+        modules = {
+            place.name: unswapped(fuse(place.name, [self.modules[part] for part in place.parts]), place.swapped)
+            for place in places(self.modules)
+        }
         fold = dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1)
         if fold:
             modules = {name: factors.folded() for name, factors in modules.items()}
@@ -111,13 +113,15 @@ class LoRAVector:
         down, up = ("lora_A", "lora_B") if dialect == "peft" else ("lora_down", "lora_up")
         tensors, alphas = {}, {}
         for name, factors in modules.items():
-            tensors[f"{names[name]}.{down}.weight"] = factors.down
-            tensors[f"{names[name]}.{up}.weight"] = factors.up
+            tensors[f"{name}.{down}.weight"] = factors.down
+            tensors[f"{name}.{up}.weight"] = factors.up
             if dialect == "native" or (dialect == "kohya" and one_alpha):
-                alphas[f"{names[name]}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float64)
-        for name, diff in self.diffs.items():
-            module, _, parameter = name.rpartition(".")
-            tensors[f"{names[module]}.{'diff' if parameter == 'weight' else 'diff_b'}"] = diff
+                alphas[f"{name}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float64)
+        for kind, role in (("weight", "diff"), ("bias", "diff_b")):
+            there = {name.removesuffix(f".{kind}"): diff for name, diff in self.diffs.items() if name.endswith(kind)}
+            for place in places(there):
+                diff = torch.cat([there[part] for part in place.parts])
+                tensors[f"{place.name}.{role}"] = unswapped_diff(diff, self.modules.get(place.parts[0]), place.swapped)
         if fold or dtype is not None:
             tensors = {key: _cast(key, tensor, dtype or tensor.dtype) for key, tensor in tensors.items()}
         return tensors | {key: _cast(key, alpha, torch.float32) for key, alpha in alphas.items()}
@@ -147,7 +151,7 @@ class LoRAVector:
         diffs = {name: diff.to(wide(diff.dtype)) * float(scale) for name, diff in self.diffs.items()}
         for name, diff in diffs.items():
             check_finite(name, diff)
-        return LoRAVector(modules, diffs, _without_stale(self.metadata))
+        return LoRAVector(modules, diffs, changed(self.metadata))
 
     __rmul__ = __mul__
 
@@ -170,9 +174,7 @@ class LoRAVector:
             return NotImplemented
         modules = {name: concatenate(name, terms) for name, terms in _aligned(self.modules, other.modules).items()}
         diffs = {name: _add_diffs(name, terms) for name, terms in _aligned(self.diffs, other.diffs).items()}
-        either = {**self.metadata, **other.metadata}
-        agreed = {k: v for k, v in either.items() if self.metadata.get(k, v) == v}
-        return LoRAVector(modules, diffs, _without_stale(agreed))
+        return LoRAVector(modules, diffs, changed(self.metadata, other.metadata))
 
     def __sub__(self, other: LoRAVector) -> LoRAVector:
         return self + -other if isinstance(other, LoRAVector) else NotImplemented
@@ -244,7 +246,7 @@ class LoRAVector:
         """
         check_limits(rank, energy)
         modules = {name: checked(name, truncate(factors, rank, energy)) for name, factors in self.modules.items()}
-        return LoRAVector(modules, self.diffs, _without_stale(self.metadata))
+        return LoRAVector(modules, self.diffs, changed(self.metadata))
 
 
 def _aligned(*mappings: Mapping[str, T]) -> dict[str, list[T]]:
@@ -277,7 +279,3 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             "scale the vector down, or save as float32"
         )
     return cast
-
-
-def _without_stale(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key not in STALE}

@@ -14,7 +14,7 @@ from lcm_core import cli
 from lcm_core.cli import command, program
 from lcm_core.cli.commands import merge
 from lcm_core.lora import METHODS, Factors, LoRAVector, combine, read_lora, scale_blocks
-from lcm_core.lora.keys import DIALECTS
+from lcm_core.lora.names.writing import DIALECTS
 from lcm_core.lora.record import EXPRESSION, PARENTS
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -13,7 +13,7 @@ from lcm_core.distill import Draw, ddim, dpmpp_2s, draw_timesteps, huber, lcd_lo
 from lcm_core.distill.losses import already_consistent, distance_of
 from lcm_core.guidance import guidance_embedding
 from lcm_core.lora import LoRAVector
-from lcm_core.lora.keys import canonical_name
+from lcm_core.lora.names import canonical_name
 from lcm_core.schedule import NoiseSchedule
 from lcm_core.solvers import ddim_sample
 from pocket import lcm, teacher

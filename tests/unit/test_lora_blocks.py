@@ -51,12 +51,30 @@ VECTOR = LoRAVector(
     (TIME, "other"),
     ("unet.add_embedding.linear_1", "other"),
     ("unet.conv_out", "other"),
-    ("unet.double_blocks.0.img_attn.proj", "other"),
-    ("transformer.single_transformer_blocks.3.proj_out", "other"),
+    ("unet.octo_blocks.0.img_attn.proj", "other"),
+    ("transformer.single_transformer_blocks.3.proj_out", "single_blocks.3"),
+    ("transformer.transformer_blocks.7.attn.to_q", "transformer_blocks.7"),
+    ("transformer.blocks.39.attn1.to_q", "blocks.39"),
+    ("transformer.noise_refiner.1.attention.to_k", "noise_refiner.1"),
+    ("transformer.condition_embedder.time_proj", "time_projection"),
+    ("transformer.octo.3.proj", "octo.3"),
     ("blocks", "other"),
 ])  # fmt: skip
 def test_labels(name, label):
     assert block_of(name) == label
+
+
+def test_a_transformers_labels_are_its_familys_own_in_order():
+    torch.manual_seed(0)
+    state = {}
+    for block in ("double_blocks.10.img_mlp.0", "double_blocks.2.img_mlp.0", "single_blocks.0.linear2", "img_in"):
+        state |= {f"{block}.lora_A.weight": torch.randn(1, 4), f"{block}.lora_B.weight": torch.randn(4, 1)}
+    vector = LoRAVector.from_state_dict(state)
+    assert list(block_norms(vector)) == ["double_blocks.2", "double_blocks.10", "img_in", "single_blocks.0"]
+    assert set(block_cosines(vector, 2 * vector).values()) == {1.0}
+    weighted = scale_blocks(vector, {"double_blocks.*": 0.5, "single*": 0})
+    assert list(block_norms(weighted)) == ["double_blocks.2", "double_blocks.10", "img_in"]
+    assert block_of("transformer.transformer_blocks.7.attn.to_q", ["Stable Diffusion 3"]) == "joint_blocks.7"
 
 
 def test_presets():

@@ -177,15 +177,22 @@ def test_text_encoders_of_checkpoints(prefix, component, fused):
     assert vector.diffs[f"{component}.{LAYERS}.self_attn.k_proj.bias"].tolist() == [6, 7, 8, 9, 10, 11]
 
 
-@pytest.mark.parametrize("key, name", [
-    ("double_blocks.0.img_attn.qkv", "unet.double_blocks.0.img_attn.qkv"),
-    ("final_layer.linear", "unet.final_layer.linear"),
-    ("model.diffusion_model.final_layer.linear", "unet.final_layer.linear"),
-    ("transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_q"),
+@pytest.mark.parametrize("key, shape, names", [
+    ("double_blocks.0.img_attn.qkv", (12, 4), [f"transformer_blocks.0.attn.to_{each}" for each in "qkv"]),
+    ("model.diffusion_model.layers.1.attention.qkv", (8, 4), [f"layers.1.attention.to_{each}" for each in "qkv"]),
+    ("final_layer.linear", (3, 4), ["proj_out"]),
+    ("norm_out.linear", (8, 4), ["final_layer.adaLN_modulation.1"]),
+    ("transformer_blocks.0.attn.to_q", (3, 4), ["transformer_blocks.0.attn.to_q"]),
 ])  # fmt: skip
-def test_other_architectures(key, name):
-    tuned, base = {f"{key}.weight": torch.ones(3, 4)}, {f"{key}.weight": torch.zeros(3, 4)}
-    assert list(extract(tuned, base, rank=1)[0].modules) == [name]
+def test_other_architectures(key, shape, names):
+    """Fused layers are parts, the halves of diffusers' norm_out are exchanged."""
+    weight = torch.arange(shape[0] * shape[1]).reshape(shape) + 1.0
+    base = {f"{key}.weight": torch.zeros(shape), f"{key}.bias": torch.zeros(shape[0])}
+    vector, _ = extract({f"{key}.weight": weight, f"{key}.bias": weight[:, 0]}, base, rank=4, diffs=True)
+    assert list(vector.modules) == [f"transformer.{name}" for name in names]
+    weight = weight.roll(4, 0) if key == "norm_out.linear" else weight
+    torch.testing.assert_close(torch.cat([vector.delta(f"transformer.{name}") for name in names]), weight)
+    assert torch.equal(torch.cat([vector.diffs[f"transformer.{name}.bias"] for name in names]), weight[:, 0])
 
 
 def test_parameters_that_one_file_lacks_and_embeddings_are_reported():

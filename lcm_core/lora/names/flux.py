@@ -1,0 +1,138 @@
+"""Flux.1, Flux.2, Chroma and HunyuanVideo: networks of double and single stream blocks in Black Forest Labs' names."""
+
+from .family import ADDED, Family, Paths, qkv
+
+DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+LINEAR1 = (*qkv(f"{SINGLE}.attn"), f"{SINGLE}.proj_mlp")
+BLOCKS: dict[str, Paths] = {
+    "double_blocks.{}.img_attn.qkv": qkv(f"{DOUBLE}.attn"),
+    "double_blocks.{}.txt_attn.qkv": qkv(f"{DOUBLE}.attn", ADDED),
+    "double_blocks.{}.img_attn.proj": f"{DOUBLE}.attn.to_out.0",
+    "double_blocks.{}.txt_attn.proj": f"{DOUBLE}.attn.to_add_out",
+    "double_blocks.{}.img_mlp.0": f"{DOUBLE}.ff.net.0.proj",
+    "double_blocks.{}.img_mlp.2": f"{DOUBLE}.ff.net.2",
+    "double_blocks.{}.txt_mlp.0": f"{DOUBLE}.ff_context.net.0.proj",
+    "double_blocks.{}.txt_mlp.2": f"{DOUBLE}.ff_context.net.2",
+    "single_blocks.{}.linear1": LINEAR1,
+    "single_blocks.{}.linear2": f"{SINGLE}.proj_out",
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+}
+MODULATION: dict[str, Paths] = {
+    "double_blocks.{}.img_mod.lin": f"{DOUBLE}.norm1.linear",
+    "double_blocks.{}.txt_mod.lin": f"{DOUBLE}.norm1_context.linear",
+    "single_blocks.{}.modulation.lin": f"{SINGLE}.norm.linear",
+    "final_layer.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+}
+XLABS: dict[str, Paths] = {
+    "double_blocks.{}.processor.qkv_lora1": qkv(f"{DOUBLE}.attn"),
+    "double_blocks.{}.processor.qkv_lora2": qkv(f"{DOUBLE}.attn", ADDED),
+    "double_blocks.{}.processor.proj_lora1": f"{DOUBLE}.attn.to_out.0",
+    "double_blocks.{}.processor.proj_lora2": f"{DOUBLE}.attn.to_add_out",
+    "single_blocks.{}.processor.qkv": qkv(f"{SINGLE}.attn"),
+    "single_blocks.{}.processor.proj": f"{SINGLE}.proj_out",
+    "single_blocks.{}.linear1_qkv": qkv(f"{SINGLE}.attn"),
+}
+MLP = (f"{DOUBLE}.ff.net.0.proj", f"{DOUBLE}.ff_context.net.0.proj", f"{SINGLE}.proj_mlp")
+GELU, SWIGLU = dict.fromkeys(MLP, 4), dict.fromkeys(MLP, 6)
+FLUX = Family(
+    "Flux",
+    ratios=GELU,
+    native=BLOCKS | MODULATION,
+    diffusers={"norm_out.linear": "~final_layer.adaLN_modulation.1"},
+    also=XLABS,
+)
+
+FUSED = "to_qkv_mlp_proj"
+FLUX2 = Family(
+    "Flux.2",
+    ratios=SWIGLU,
+    native=BLOCKS
+    | {
+        "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+        "single_stream_modulation.lin": "single_stream_modulation.linear",
+        **{native: path for native, path in MODULATION.items() if native.startswith(("final", "time", "guidance"))},
+    },
+    diffusers={
+        f"{DOUBLE}.ff.linear_in": f"{DOUBLE}.ff.net.0.proj",
+        f"{DOUBLE}.ff.linear_out": f"{DOUBLE}.ff.net.2",
+        f"{DOUBLE}.ff_context.linear_in": f"{DOUBLE}.ff_context.net.0.proj",
+        f"{DOUBLE}.ff_context.linear_out": f"{DOUBLE}.ff_context.net.2",
+        f"{SINGLE}.attn.{FUSED}": LINEAR1,
+        f"{SINGLE}.attn.to_out": f"{SINGLE}.proj_out",
+        "norm_out.linear": "~final_layer.adaLN_modulation.1",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_text_embed.timestep_embedder.linear_1",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_text_embed.timestep_embedder.linear_2",
+        "time_guidance_embed.guidance_embedder.linear_1": "time_text_embed.guidance_embedder.linear_1",
+        "time_guidance_embed.guidance_embedder.linear_2": "time_text_embed.guidance_embedder.linear_2",
+    },
+)
+
+CHROMA = Family(
+    "Chroma",
+    ratios=GELU,
+    native=BLOCKS
+    | {
+        "distilled_guidance_layer.in_proj": "distilled_guidance_layer.in_proj",
+        "distilled_guidance_layer.layers.{}.in_layer": "distilled_guidance_layer.layers.{}.linear_1",
+        "distilled_guidance_layer.layers.{}.out_layer": "distilled_guidance_layer.layers.{}.linear_2",
+        "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
+    },
+)
+
+REFINER = "context_embedder.token_refiner.refiner_blocks.{}"
+TXT = "txt_in.individual_token_refiner.blocks.{}"
+HUNYUAN_VIDEO = Family(
+    "HunyuanVideo",
+    ratios=GELU,
+    native={native: path for native, path in BLOCKS.items() if native not in ("img_in", "txt_in")}
+    | MODULATION
+    | {
+        "img_in.proj": "pos_embed.proj",
+        "txt_in.input_embedder": "context_embedder.proj_in",
+        "txt_in.t_embedder.in_layer": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+        "txt_in.t_embedder.out_layer": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+        "txt_in.c_embedder.in_layer": "context_embedder.time_text_embed.text_embedder.linear_1",
+        "txt_in.c_embedder.out_layer": "context_embedder.time_text_embed.text_embedder.linear_2",
+        f"{TXT}.self_attn.qkv": qkv(f"{REFINER}.attn"),
+        f"{TXT}.self_attn.proj": f"{REFINER}.attn.to_out.0",
+        f"{TXT}.mlp.0": f"{REFINER}.ff.net.0.proj",
+        f"{TXT}.mlp.2": f"{REFINER}.ff.net.2",
+        f"{TXT}.adaLN_modulation.1": f"{REFINER}.norm_out.linear",
+    },
+    diffusers={"x_embedder.proj": "pos_embed.proj", "norm_out.linear": "~final_layer.adaLN_modulation.1"},
+    also={
+        "double_blocks.{}.img_attn_qkv": qkv(f"{DOUBLE}.attn"),
+        "double_blocks.{}.txt_attn_qkv": qkv(f"{DOUBLE}.attn", ADDED),
+        "double_blocks.{}.img_attn_proj": f"{DOUBLE}.attn.to_out.0",
+        "double_blocks.{}.txt_attn_proj": f"{DOUBLE}.attn.to_add_out",
+        "double_blocks.{}.img_mlp.fc1": f"{DOUBLE}.ff.net.0.proj",
+        "double_blocks.{}.img_mlp.fc2": f"{DOUBLE}.ff.net.2",
+        "double_blocks.{}.txt_mlp.fc1": f"{DOUBLE}.ff_context.net.0.proj",
+        "double_blocks.{}.txt_mlp.fc2": f"{DOUBLE}.ff_context.net.2",
+        "double_blocks.{}.img_mod.linear": f"{DOUBLE}.norm1.linear",
+        "double_blocks.{}.txt_mod.linear": f"{DOUBLE}.norm1_context.linear",
+        "single_blocks.{}.modulation.linear": f"{SINGLE}.norm.linear",
+        "time_in.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+        "time_in.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+        "guidance_in.mlp.0": "time_text_embed.guidance_embedder.linear_1",
+        "guidance_in.mlp.2": "time_text_embed.guidance_embedder.linear_2",
+        "txt_in.t_embedder.mlp.0": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+        "txt_in.t_embedder.mlp.2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+        "txt_in.c_embedder.linear_1": "context_embedder.time_text_embed.text_embedder.linear_1",
+        "txt_in.c_embedder.linear_2": "context_embedder.time_text_embed.text_embedder.linear_2",
+        f"{TXT}.self_attn_qkv": qkv(f"{REFINER}.attn"),
+        f"{TXT}.self_attn_proj": f"{REFINER}.attn.to_out.0",
+        f"{TXT}.mlp.fc1": f"{REFINER}.ff.net.0.proj",
+        f"{TXT}.mlp.fc2": f"{REFINER}.ff.net.2",
+    },
+)
+FAMILIES = (FLUX, FLUX2, CHROMA, HUNYUAN_VIDEO)

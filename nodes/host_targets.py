@@ -1,0 +1,98 @@
+"""Where the modules of a LoRA are in a model of the host, for every spelling of every architecture.
+
+The host's key map says which weight each name means. Its names are read as a file's are, so a LoRA in any spelling
+finds the weight, and the parts of a fused weight find their rows.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate
+
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..lcm_core.lora.fusion import part_rows
+from ..lcm_core.lora.names import flat, read_name
+from ..lcm_core.lora.native import Size
+from ..lcm_core.text import shortened
+
+# A weight's key; or with its rows (axis, start, length), and what is done to the difference before it is added.
+Target = str | tuple[str, tuple[int, int, int] | None] | tuple[str, tuple[int, int, int] | None, Callable]
+
+
+def exchange_halves(delta: Tensor) -> Tensor:
+    return delta.roll(len(delta) // 2, 0)
+
+
+def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) -> dict[str, Target]:
+    """Canonical name of a module, flattened, or of all parts of a fused one -> its weight, or its rows of one."""
+    found: dict[str, Target] = {}
+    rows: dict[str, Target] = {}
+    for name, target in key_map.items():
+        spelling = read_name(name)
+        key, offset, *_ = (target, None) if isinstance(target, str) else target
+        whole = flat(spelling.name)
+        if len(spelling.parts) == 1:
+            exchanged = spelling.swapped and isinstance(target, str) and _is_two_to_one(model, key)
+            found.setdefault(whole, (key, None, exchange_halves) if exchanged else (key, offset) if offset else key)
+            continue
+        found.setdefault(whole, (key, offset) if offset else key)
+        weight = _parameter(model, key, "weight")
+        if offset is None and weight is not None:
+            lengths = part_rows(name, len(spelling.parts), len(weight), weight[0].numel())
+            starts = accumulate(lengths, initial=0)
+            rows |= {
+                flat(part): (key, (0, start, length))
+                for part, start, length in zip(spelling.parts, starts, lengths, strict=False)
+            }
+    return found | rows
+
+
+def find_targets(
+    model: torch.nn.Module,
+    key_map: Mapping[str, str | tuple],
+    sizes: Mapping[str, Size],
+    both: str,
+    swapped: Collection[str] = (),
+) -> dict[str, Target]:
+    """Canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has.
+
+    sizes: as of `module_sizes`. swapped: names of the modules whose halves are exchanged. both: what an error says of
+    the LoRA and the model; it is a ValueError where their sizes differ.
+    """
+    targets = model_targets(model, key_map)
+    found = {}
+    for parameter, size in sizes.items():
+        name, _, kind = parameter.rpartition(".")
+        target = targets.get(flat(name))
+        if target is None:
+            continue
+        key, offset, *function = (target, None) if isinstance(target, str) else target
+        weight = _parameter(model, key, kind)
+        shape = [] if weight is None else list(weight.shape)
+        if offset is not None and shape:
+            shape[offset[0]] = offset[2]
+        have = (shape[0], math.prod(shape[1:])) if shape else ()
+        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
+            raise ValueError(
+                f"{both}: {shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, "
+                "as (out, in); use a LoRA made for this architecture"
+            )
+        if name in swapped and _is_two_to_one(model, key):
+            target = (key, offset) if function else (key, offset, exchange_halves)
+        found[name] = target
+    return found
+
+
+def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:
+    weight = _parameter(model, key, "weight")
+    return weight is not None and weight.ndim > 1 and len(weight) == 2 * weight[0].numel()
+
+
+def _parameter(model: torch.nn.Module, key: str, kind: str) -> Tensor | None:
+    """The weight that a key of the host names, or the bias beside it; None if there is none."""
+    module, _, last = key.rpartition(".")
+    if last == "weight":
+        return getattr(comfy.utils.get_attr(model, module), kind, None)
+    return comfy.utils.get_attr(model, key) if kind == "weight" else None

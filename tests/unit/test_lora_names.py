@@ -1,0 +1,280 @@
+"""Modules of every transformer family under the names that diffusers, the original networks and trainers give them."""
+
+import re
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from lcm_core.lora import LoRAVector, block_norms, names
+from lcm_core.lora.fusion import part_rows
+from lcm_core.lora.names import flat, read_name, table, writing
+from lcm_core.lora.names.family import each
+from lcm_core.lora.names.table import canonical_paths, families
+from lcm_core.lora.names.writing import write_names
+from lcm_core.lora.native import native_adapters
+
+FAMILIES = {family.name: family for family in families()}
+HIDREAM = {
+    "num_layers": 2, "num_single_layers": 2, "in_channels": 16, "patch_size": 2, "attention_head_dim": 128,
+    "num_attention_heads": 20, "num_routed_experts": 4, "num_activated_experts": 2, "text_emb_dim": 2048,
+    "caption_channels": [4096, 4096], "llama_layers": list(range(32)),
+}  # fmt: skip
+NETWORKS = {
+    "Flux": ("FluxTransformer2DModel", {}),
+    "Flux.2": ("Flux2Transformer2DModel", {}),
+    "Chroma": ("ChromaTransformer2DModel", {}),
+    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}),
+    "Z-Image": ("ZImageTransformer2DModel", {}),
+    "Stable Diffusion 3": (
+        "SD3Transformer2DModel", {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"},
+    ),
+    "AuraFlow": ("AuraFlowTransformer2DModel", {}),
+    "PixArt": ("PixArtTransformer2DModel", {}),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
+    "LTX-Video": ("LTXVideoTransformer3DModel", {}),
+    "HiDream": ("HiDreamImageTransformer2DModel", HIDREAM),
+    "Wan": ("WanTransformer3DModel", {"image_dim": 1280, "added_kv_proj_dim": 5120}),
+    "Cosmos Predict2": ("CosmosTransformer3DModel", {}),
+    "Krea 2": ("Krea2Transformer2DModel", {}),
+    "Lumina 2": ("Lumina2Transformer2DModel", {}),
+}  # fmt: skip
+LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_every_layer_of_diffusers_network_is_known_and_written_back(family):
+    kind, config = NETWORKS[family]
+    with torch.device("meta"):
+        network = getattr(diffusers, kind)(**config)
+    layers = [name for name, module in network.named_modules() if isinstance(module, LAYERS)]
+    if family == "Lumina 2":
+        layers = [name for name in layers if not name.startswith("norm_out.")]
+    assert all(canonical_paths(layer) for layer in layers)
+    for prefix in ("transformer.", "", "base_model.model.", "transformer.base_model.model."):
+        read = [read_name(prefix + layer) for layer in layers]
+        assert [spelling.dotted for spelling in read] == [f"transformer.{layer}" for layer in layers]
+    for prefix in ("lora_transformer_", "lycoris_"):
+        assert [read_name(prefix + flat(layer)) for layer in layers] == read
+    parts = [part for spelling in read for part in spelling.parts]
+    assert len(set(parts)) == len(parts)
+    written = {place.name for place in write_names(parts, "peft", [family])}
+    assert written == {f"transformer.{layer}" for layer in layers}
+
+
+@pytest.mark.parametrize("dialect", ["native", "kohya", "peft"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_path_reads_back_from_every_dialect(family, dialect):
+    parts = [f"transformer.{path.format(3, 1)}" for path in FAMILIES[family].paths()]
+    places = write_names(parts, dialect, [family])
+    assert sorted(part for place in places for part in place.parts) == sorted(parts)
+    for place in places:
+        read = read_name(place.name)
+        assert (read.parts, read.swapped) == (place.parts, place.swapped)
+    if dialect == "native":
+        native = FAMILIES[family].native
+        assert {place.name for place in places} == {f"diffusion_model.{path.format(3, 1)}" for path in native}
+
+
+def test_a_spelling_means_one_thing_in_all_families():
+    meaning = {}
+    for family in families():
+        for spellings in (family.native, family.diffusers, family.also):
+            for spelling, paths in spellings.items():
+                assert meaning.setdefault(spelling, each(paths)) == each(paths), spelling
+
+
+FUSED = [
+    (family.name, spelling, paths)
+    for family in families()
+    for spelling, paths in (*family.native.items(), *family.also.items())
+    if len(each(paths)) > 1
+]
+
+
+@pytest.mark.parametrize(("family", "spelling", "paths"), FUSED, ids=[f"{name} {path}" for name, path, _ in FUSED])
+def test_a_fused_lora_is_the_split_one(family, spelling, paths):
+    """The same Delta W under the fused name, as one LoRA, and under its parts' names, as LoRAs of other factors."""
+    torch.manual_seed(0)
+    columns, module = 8, spelling.format(5)
+    rows = {2: 16, 3: 24, 4: 48}[len(paths)]
+    down, up = torch.randn(2, columns), torch.randn(rows, 2)
+    fused = LoRAVector.from_state_dict({
+        f"diffusion_model.{module}.lora_A.weight": down,
+        f"diffusion_model.{module}.lora_B.weight": up,
+        f"diffusion_model.{module}.alpha": torch.tensor(1.0),
+    })  # fmt: skip
+    parts = {}
+    turn = torch.linalg.qr(torch.randn(2, 2))[0]
+    for path, rest in zip(paths, (up * 0.5).split(part_rows(spelling, len(paths), rows, columns)), strict=True):
+        parts[f"transformer.{path.format(5)}.lora_A.weight"] = turn @ down
+        parts[f"transformer.{path.format(5)}.lora_B.weight"] = rest @ turn.T
+    other = LoRAVector.from_state_dict(parts)
+    assert fused.modules.keys() == other.modules.keys() == {f"transformer.{path.format(5)}" for path in paths}
+    assert fused.norm() == pytest.approx(float((up @ down / 2).norm()), rel=1e-6)
+    assert (fused - other).norm() < 1e-6 * fused.norm()
+    assert fused.cosine(other) == pytest.approx(1)
+    saved = fused.state_dict("native")
+    total = (fused + other).state_dict("native")
+    name = f"diffusion_model.{module}" if module in _native(family) else None
+    if name:
+        assert {key: tuple(t.shape) for key, t in saved.items()} == {
+            f"{name}.lora_down.weight": (2, columns), f"{name}.lora_up.weight": (rows, 2), f"{name}.alpha": (),
+        }  # fmt: skip
+        delta = total[f"{name}.lora_up.weight"] @ total[f"{name}.lora_down.weight"]
+        delta *= total[f"{name}.alpha"] / len(total[f"{name}.lora_down.weight"])
+        torch.testing.assert_close(delta, up @ down)
+
+
+def _native(family):
+    return {path.format(5) for path in FAMILIES[family].native}
+
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"^```python\n(.*?)^```", DOCUMENT, re.M | re.S)[1]
+
+
+def test_the_document_s_new_family_is_one_new_file(tmp_path, monkeypatch):
+    """The file of docs/architectures.md in the package: its spellings are read, summed, grouped and saved."""
+    (tmp_path / "octo.py").write_text(EXAMPLE, encoding="utf-8")
+    monkeypatch.setattr(names, "__path__", [*names.__path__, str(tmp_path)])
+    caches = (table.families, table._table, table._spellings, canonical_paths, read_name, writing._readings)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        down, up = torch.randn(2, 4), torch.randn(12, 2)
+        fused = {"lora_unet_octo_blocks_3_arm_qkv.lora_down.weight": down}
+        fused["lora_unet_octo_blocks_3_arm_qkv.lora_up.weight"] = up
+        split = {}
+        for part, rows in zip(("to_q", "to_k", "to_v"), up.split(4), strict=True):
+            split[f"transformer.transformer_blocks.3.arm.{part}.lora_A.weight"] = down
+            split[f"transformer.transformer_blocks.3.arm.{part}.lora_B.weight"] = rows
+        old = {"octo.3.old_out.lora_A.weight": down, "octo.3.old_out.lora_B.weight": up[:4]}
+        total = LoRAVector.from_state_dict(fused) + LoRAVector.from_state_dict(split) + LoRAVector.from_state_dict(old)
+        assert set(block_norms(total)) == {"octo_blocks.3"}
+        saved = total.state_dict("kohya")
+        modules = {f"lora_unet_octo_blocks_3_arm_{leaf}" for leaf in ("qkv", "out")}
+        assert {key.partition(".")[0] for key in saved} == modules
+        whole = LoRAVector.from_state_dict(saved)
+        for i, part in enumerate(("to_q", "to_k", "to_v")):
+            delta = whole.delta(f"transformer.transformer_blocks.3.arm.{part}")
+            torch.testing.assert_close(delta, 2 * (up @ down)[4 * i : 4 * i + 4])
+    finally:
+        monkeypatch.undo()
+        for cached in caches:
+            cached.cache_clear()
+        sys.modules.pop("lcm_core.lora.names.octo", None)
+    assert not canonical_paths("octo_blocks.3.arm.qkv")
+
+
+def lora(module, rows, columns, rank=2):
+    return {f"{module}.lora_A.weight": torch.randn(rank, columns), f"{module}.lora_B.weight": torch.randn(rows, rank)}
+
+
+def test_diffusers_norm_out_is_the_originals_with_its_halves_exchanged():
+    torch.manual_seed(0)
+    theirs, original = "transformer.norm_out.linear", "final_layer.adaLN_modulation.1"
+    file = lora(theirs, 8, 4) | {f"{theirs}.diff_b": torch.randn(8)}
+    other = {
+        key.replace(theirs, original): tensor if key.endswith("lora_A.weight") else tensor.roll(4, 0)
+        for key, tensor in file.items()
+    }
+    one, same = LoRAVector.from_state_dict(file), LoRAVector.from_state_dict(other)
+    assert (one - same).norm() == 0
+    assert one.metadata["lcm_lora.families"] == "Flux, Flux.2, HunyuanVideo, Stable Diffusion 3, AuraFlow, Qwen-Image"
+    assert torch.equal(one.state_dict("native")[f"{theirs}.diff_b"], file[f"{theirs}.diff_b"])
+    flux = LoRAVector.from_state_dict(file | lora("single_blocks.0.modulation.lin", 12, 4)).state_dict("native")
+    assert torch.equal(flux[f"diffusion_model.{original}.diff_b"], other[f"{original}.diff_b"])
+    assert torch.equal(flux[f"diffusion_model.{original}.lora_up.weight"], other[f"{original}.lora_B.weight"])
+
+
+def test_only_a_weight_of_two_rows_a_column_has_halves_to_exchange():
+    """SD3's last block has (shift, scale) of 2 rows a column, the others six."""
+    module = "transformer_blocks.0.norm1_context.linear"
+    for rows, moved in ((8, 4), (24, 0)):
+        file = lora(f"transformer.{module}", rows, 4) | lora("joint_blocks.0.x_block.mlp.fc1", 16, 4)
+        native = LoRAVector.from_state_dict(file).state_dict("native")
+        up = native["diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.lora_up.weight"]
+        assert torch.equal(up, file[f"transformer.{module}.lora_B.weight"].roll(moved, 0))
+
+
+def test_parts_that_are_not_all_there_are_saved_under_diffusers_names():
+    torch.manual_seed(0)
+    block = "transformer.transformer_blocks.1.attn"
+    file = lora(f"{block}.to_q", 4, 4) | lora(f"{block}.to_v", 4, 4) | lora("double_blocks.1.img_mlp.0", 16, 4)
+    vector = LoRAVector.from_state_dict(file)
+    for dialect, prefix in (("native", f"{block}."), ("kohya", f"lora_transformer_{flat(block.partition('.')[2])}_")):
+        saved = vector.state_dict(dialect)
+        assert {f"{prefix}{leaf}.lora_down.weight" for leaf in ("to_q", "to_v")} < saved.keys()
+        assert (LoRAVector.from_state_dict(saved) - vector).norm() < 1e-6
+
+
+def test_biases_of_fused_weights_are_split_with_them():
+    torch.manual_seed(0)
+    module = "single_blocks.0.linear1"
+    bias = torch.arange(28.0)
+    vector = LoRAVector.from_state_dict(lora(module, 28, 4) | {f"{module}.diff_b": bias})
+    assert [len(diff) for diff in vector.diffs.values()] == [4, 4, 4, 16]
+    assert torch.equal(vector.state_dict("native")[f"diffusion_model.{module}.diff_b"], bias)
+    with pytest.raises(ValueError, match="linear1.diff_b is the bias of a fused weight that the file has no factors"):
+        LoRAVector.from_state_dict({f"{module}.diff_b": bias})
+
+
+def test_modules_of_several_networks_are_not_guessed_at():
+    vector = LoRAVector.from_state_dict(lora("transformer.transformer_blocks.0.attn.to_q", 4, 4))
+    assert "diffusion_model" not in str([*vector.state_dict("native")])
+    with pytest.raises(ValueError, match="other names in each of .*Stable Diffusion 3.*Qwen-Image.*save as native"):
+        vector.state_dict("kohya")
+    qwen = LoRAVector.from_state_dict(lora("lora_unet_transformer_blocks_0_img_mod_1", 4, 4)) + vector
+    assert "lora_unet_transformer_blocks_0_attn_to_q.lora_up.weight" in qwen.state_dict("kohya")
+
+
+def test_a_module_that_is_there_fused_and_split_is_refused():
+    file = lora("double_blocks.0.img_attn.qkv", 12, 4) | lora("transformer.transformer_blocks.0.attn.to_k", 4, 4)
+    with pytest.raises(ValueError, match=r"are the same module transformer\.transformer_blocks\.0\.attn\.to_k twice"):
+        LoRAVector.from_state_dict(file)
+
+
+@pytest.mark.parametrize("shape", [(13, 4), (4, 4), (3, 4)])
+def test_a_fused_weight_of_other_sizes_is_refused(shape):
+    with pytest.raises(ValueError, match="can't be the 3 parts that its name says"):
+        LoRAVector.from_state_dict(lora("double_blocks.0.img_attn.qkv", *shape))
+
+
+def test_parts_that_no_fused_weight_has_are_not_saved_as_one():
+    block = "double_blocks.0.img_mlp.0"
+    parts = [f"transformer.transformer_blocks.0.attn.to_{leaf}" for leaf in "qkv"]
+    for sizes in ([(4, 4), (4, 4), (4, 6)], [(6, 4), (4, 4), (4, 4)]):
+        file = lora(block, 16, 4)
+        for part, (rows, columns) in zip(parts, sizes, strict=True):
+            file |= lora(part, rows, columns)
+        vector = LoRAVector.from_state_dict(file)
+        with pytest.raises(ValueError, match="which no network has in one weight; save as peft"):
+            vector.state_dict("native")
+        assert (LoRAVector.from_state_dict(vector.state_dict("peft")) - vector).norm() < 1e-6
+
+
+@pytest.mark.parametrize(("ratio", "family", "spelling"), [(4, "Flux", "ff.net.0.proj"), (6, "Flux.2", "ff.linear_in")])
+def test_an_mlps_size_tells_flux_from_flux_2(ratio, family, spelling):
+    vector = LoRAVector.from_state_dict(lora("lora_unet_double_blocks_3_img_mlp_0", 4 * ratio, 4))
+    assert family in vector.metadata["lcm_lora.families"].split(", ")
+    assert f"transformer.transformer_blocks.3.{spelling}.lora_A.weight" in vector.state_dict("peft")
+
+
+def test_stray_tensors_are_left_out_and_counted():
+    file = lora("diffusion_model.blocks.0.self_attn.q", 4, 4)
+    stray = {"diffusion_model.blocks.0.diff_m": torch.randn(1, 6, 4), "blocks.0.norm.key_norm.scale": torch.ones(4)}
+    vector = LoRAVector.from_state_dict(file | stray)
+    assert list(vector.modules) == ["transformer.blocks.0.attn1.to_q"] and not vector.diffs
+    assert any("2 tensors are no LoRA weights and left out" in note for note in vector.notes)
+    assert not any("left out" in note for note in LoRAVector.from_state_dict(file).notes)
+    assert len(native_adapters(file | stray)) == 2
+
+
+def test_a_wan_modulation_is_a_difference_like_any_other():
+    name, diff = "diffusion_model.blocks.0.modulation", torch.randn(1, 6, 4)
+    vector = LoRAVector.from_state_dict({f"{name}.diff": diff})
+    torch.testing.assert_close(vector.delta("transformer.blocks.0.scale_shift_table"), diff)
+    assert {key.rpartition(".lora_")[0] or key.rpartition(".")[0] for key in vector.state_dict("native")} == {name}
