@@ -193,7 +193,8 @@ def _compact(file: File) -> None:
 def poison(file: File, random: Random) -> None:
     """NaN, infinity and extremes among the values of a float32 tensor."""
     i, name, entry = _entry(file, random)
-    start, end = entry["data_offsets"] if entry.get("dtype") == "F32" else (0, 0)
+    offsets = entry.get("data_offsets", ())
+    start, end = offsets if entry.get("dtype") == "F32" and len(offsets) == 2 else (0, 0)
     if isinstance(start, int) and isinstance(end, int) and 0 <= start < end - 3 and end <= len(file.data):
         for _ in range(random.randint(1, 3)):
             place = random.randrange(start, end - 3, 4)

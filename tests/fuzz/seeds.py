@@ -77,6 +77,10 @@ def seeds() -> list[Seed]:
         {"oft_blocks": (2, 4, 4), "alpha": ()}, {"oft_blocks": (2, 4, 4), "rescale": (8, 1)},
         {"oft_R.weight": (2, 6)}, {"diff": (8, 8), "diff_b": (8,)}, {"set_weight": (8, 8)},
     ]  # fmt: skip
+    flux = {"double_blocks.3.img_attn.qkv": (24, 8), "single_blocks.0.linear1": (56, 8), "img_in": (8, 4)}
+    flux |= {"transformer.transformer_blocks.1.attn.to_k": (8, 8), "transformer.norm_out.linear": (16, 8)}
+    split = {f"{name}.lora_A.weight": (2, columns) for name, (_, columns) in flux.items()}
+    found.append((_random(split | {f"{name}.lora_B.weight": (rows, 2) for name, (rows, _) in flux.items()}), RECORD))
     found += [(_random({f"{module}.{role}": shape for role, shape in roles.items()}), RECORD) for roles in others]
     return found
 
