@@ -333,8 +333,19 @@ def sample_latent(
 
 def checkpoint_path(name: str) -> str:
     """A file of the checkpoints or diffusion_models folders."""
-    path = folder_paths.get_full_path("checkpoints", name)
-    return path or folder_paths.get_full_path_or_raise("diffusion_models", name)
+    return model_path(name, "checkpoints", "diffusion_models")
+
+
+def model_path(name: str, *folders: str) -> str:
+    """A file of the host's folders of these kinds, the first that has it.
+
+    FileNotFoundError without one; it quotes the name so that the host's log, which a stray character stops, takes it.
+    """
+    for folder in folders:
+        if path := folder_paths.get_full_path(folder, name):
+            return path
+    there = " and ".join(f"models/{folder}" for folder in folders)
+    raise FileNotFoundError(f"there is no file {quoted(name)} in {there}; choose one that is there")
 
 
 def stamp(paths: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from ..lcm_core.lora.names import read_name
 from ..lcm_core.lora.native import adapter_sizes, native_adapters
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
+from .host import model_path
 from .host_targets import find_targets
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
@@ -238,4 +239,4 @@ def _without_suffix(path: PurePosixPath) -> PurePosixPath:
 
 def lora_path(name: str) -> str:
     """A file of the loras folders."""
-    return folder_paths.get_full_path_or_raise("loras", name)
+    return model_path(name, "loras")

@@ -213,3 +213,20 @@ def test_history_keeps_the_error(host, workflow, foreign_lora):
     status = caught.value.entry["status"]
     assert status["status_str"] == "error"
     assert "execution_error" in dict(status["messages"])
+
+
+@pytest.mark.parametrize(("node", "inputs"), [
+    ("LoadVector", {"lora_name": "\ud800"}),
+    ("Loader", {"lora_name": "\ud800.safetensors", "strength": 1.0, "model": ["model", 0]}),
+    ("Extract", {"tuned": "\ud800", "base": "a\x00", "rank": 4, "energy": 1.0, "norms_and_biases": False}),
+])  # fmt: skip
+def test_a_name_that_can_t_be_printed_is_explained_and_the_server_goes_on(host, node, inputs):
+    """The host logs what a node's fingerprint raises, and its worker ends where the log can't be written."""
+    graph = {
+        "model": BASELINE["1"],
+        "node": {"class_type": f"LCMLoRA_{node}", "inputs": inputs},
+        "sink": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}},
+    }
+    with pytest.raises(PromptError, match="choice|no file|not in list"):
+        host.queue(graph)
+    assert host.queue(copy.deepcopy(BASELINE))
