@@ -25,8 +25,8 @@ from lcm_core.lora.fusion import part_rows
 from tools.inprocess import load_host
 
 FLUX = {
-    "axes_dim": [16, 56, 56], "num_heads": 2, "mlp_ratio": 4.0, "theta": 10000, "out_channels": 16, "qkv_bias": True,
-    "in_channels": 16, "hidden_size": 256, "context_in_dim": 64, "patch_size": 2, "depth": 2, "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56], "num_heads": 1, "mlp_ratio": 4.0, "theta": 10000, "out_channels": 16, "qkv_bias": True,
+    "in_channels": 16, "hidden_size": 128, "context_in_dim": 64, "patch_size": 2, "depth": 2, "depth_single_blocks": 2,
 }  # fmt: skip
 WAN = {
     "image_model": "wan2.1", "dim": 128, "out_dim": 16, "num_heads": 1, "ffn_dim": 192, "num_layers": 2, "eps": 1e-6,
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "default_ref_method": "index", "ref_index_scale": 10.0, "guidance_embed": True,
     }),
     "Chroma": ("Chroma", {
-        **FLUX, "image_model": "chroma", "in_dim": 32, "out_dim": 256, "hidden_dim": 64, "n_layers": 2,
+        **FLUX, "image_model": "chroma", "in_dim": 32, "out_dim": 128, "hidden_dim": 64, "n_layers": 2,
     }),
     "Stable Diffusion 3": ("SD3", {
         "input_size": None, "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 3, "num_patches": 64,
@@ -68,7 +68,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "Lumina 2": ("Lumina2", {**LUMINA, "dim": 288, "n_heads": 3, "n_kv_heads": 1, "axes_dims": [32, 32, 32]}),
     "Z-Image": ("Lumina2", {
-        **LUMINA, "dim": 256, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [32, 48, 48], "z_image_modulation": True,
+        **LUMINA, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "axes_dims": [32, 48, 48], "z_image_modulation": True,
         "time_scale": 1000.0, "pad_tokens_multiple": 32,
     }),
     "Qwen-Image": ("QwenImage", {
