@@ -106,7 +106,8 @@ def dumped(graph: Graph, client_id: str) -> bytes:
 
 
 def is_ours(place: str) -> bool:
-    return "lcm-lora" in place.replace("\\", "/") or str(ROOT) in place
+    ours = ("custom_nodes/lcm-lora/", *(f"{(ROOT / folder).as_posix()}/" for folder in ("nodes", "lcm_core")))
+    return any(folder in place.replace("\\", "/") for folder in ours)
 
 
 def judge(error: dict, graph: Graph, report: Report) -> None:

@@ -78,13 +78,13 @@ def test_checkpointing_and_fine_tuning(facts):
     [
         ("rate", "all its 1 steps, made with learning_rate 0.001 there, 0.0001 now; raise steps"),
         ("cut", "is damaged ("),
-        ("no latents", "there are no latents"),
+        ("no latents", "latents has samples of shape (0, 4, 8, 8); give at least one latent image"),
         ("counts", "2 positive conditionings for 3 latents; give one for each"),
         ("channels", "a latent is (3, 8, 8); the model takes (4, height, width)"),
         ("already", "makes it sample as an LCM; connect the MODEL from before it"),
         ("omega", "omega (8.0, 2.0) must be 0 <= low <= high"),
         ("outside", "is not a file name below"),
-        ("nan", "have values that are not finite"),
+        ("nan", "latents has NaN, infinite or whole values"),
     ],
 )
 def test_bad_input_is_refused(name, said, facts):
