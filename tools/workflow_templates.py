@@ -270,7 +270,7 @@ def distil_your_own() -> Template:
         latent_image=many, seed=1, steps=12, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
     )  # fmt: skip
     learnt = graph.add(
-        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, steps=60,
+        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, steps=60, seed=1,
         learning_rate=1e-3, rank=32, omega_min=0.25, omega_max=1.0, links=8, preview_every=20,
         state_prefix="lcm_training/pocket",
     )  # fmt: skip
