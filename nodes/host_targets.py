@@ -58,7 +58,7 @@ def find_targets(
 ) -> dict[str, Target]:
     """Canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has.
 
-    sizes: as of `module_sizes`. swapped: names of the modules whose halves are exchanged. both: what an error says of
+    sizes: as of `adapter_sizes`. swapped: names of the modules whose halves are exchanged. both: what an error says of
     the LoRA and the model; it is a ValueError where their sizes differ.
     """
     targets = model_targets(model, key_map)

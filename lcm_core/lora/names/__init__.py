@@ -20,7 +20,7 @@ _UNET_HEADS = (
     r"(?:(?:down|up|input|output)_blocks|mid_block|middle_block|time_embed|time_embedding|add_embedding|label_emb|out)\."
     r"|(?:conv_in|conv_out|conv_norm_out)$"
 )
-CLIP_HEADS = r"encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm)|embeddings\.\w+_embedding$|final_layer_norm$"
+_CLIP_HEADS = r"encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm)|embeddings\.\w+_embedding$|final_layer_norm$"
 _PREFIXES = tuple(
     (re.compile(prefix), component)
     for prefix, component in (
@@ -34,7 +34,7 @@ _PREFIXES = tuple(
         (r"text_encoder_2\.", "text_encoder_2"),
         (r"(?:text_encoders\.)?clip_[lh]\.transformer\.", "text_encoder"),
         (r"(?:text_encoders\.)?clip_g\.transformer\.", "text_encoder_2"),
-        (rf"(?=text_model\.|{CLIP_HEADS})", "text_encoder"),
+        (rf"(?=text_model\.|{_CLIP_HEADS})", "text_encoder"),
         (rf"(?={_UNET_HEADS})", "unet"),
     )
 )
@@ -46,7 +46,7 @@ _TIDY = tuple(
         (r"^(text_encoder(?:_2)?\..*\.self_attn)\.to_([qkv])$", r"\1.\2_proj"),
         (r"^(text_encoder(?:_2)?\..*\.self_attn)\.to_out$", r"\1.out_proj"),
         (r"^(unet\..*)\.to_out$", r"\1.to_out.0"),
-        (rf"^(text_encoder(?:_2)?)\.(?={CLIP_HEADS})", r"\1.text_model."),
+        (rf"^(text_encoder(?:_2)?)\.(?={_CLIP_HEADS})", r"\1.text_model."),
     )
 )
 

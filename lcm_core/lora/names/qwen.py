@@ -1,19 +1,16 @@
 """Qwen-Image, LTX-Video, HiDream and ACE-Step: networks that diffusers and the original spell alike, or nearly."""
 
+from .family import ADDED as ADDED_INPUTS
 from .family import Family, Paths, same
 
 BLOCK = "transformer_blocks.{}"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-TIMESTEP = {
-    "time_text_embed.timestep_embedder.linear_1": "time_text_embed.timestep_embedder.linear_1",
-    "time_text_embed.timestep_embedder.linear_2": "time_text_embed.timestep_embedder.linear_2",
-}
+ADDED = (*ADDED_INPUTS, "to_add_out")
 QWEN_NATIVE: dict[str, Paths] = {
     **same(*(f"{BLOCK}.attn.{leaf}" for leaf in ATTENTION + ADDED)),
     **same(*(f"{BLOCK}.{s}_mlp.net.{leaf}" for s in ("img", "txt") for leaf in ("0.proj", "2"))),
     **same(f"{BLOCK}.img_mod.1", f"{BLOCK}.txt_mod.1", "proj_out"),
-    **TIMESTEP,
+    **same("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2"),
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "norm_out.linear": "~final_layer.adaLN_modulation.1",

@@ -50,12 +50,12 @@ def write_names(
     if dialect not in DIALECTS:
         raise ValueError(f"dialect {dialect!r} is unknown; use one of {', '.join(DIALECTS)}")
     names = list(names)
-    whole = dict.fromkeys([*names, *among])
-    numbered = any(name.startswith("text_encoder_2.") for name in whole)
-    fitting = families_of(filter(None, map(_transformer_path, whole)))
+    known = {name: _transformer_path(name) for name in (*names, *among)}
+    numbered = any(name.startswith("text_encoder_2.") for name in known)
+    fitting = families_of(filter(None, known.values()))
     chosen = [family for family in fitting if family.name in families] or fitting
-    paths = [path for path in map(_transformer_path, names) if path]
-    others = [_single(name, dialect, numbered) for name in names if not _transformer_path(name)]
+    paths = [path for name in names if (path := known[name])]
+    others = [_single(name, dialect, numbered) for name in names if not known[name]]
     return [*_transformer(paths, dialect, chosen), *others]
 
 
@@ -87,9 +87,7 @@ def native_path(name: str, families: Collection[str] = ()) -> str | None:
 def _transformer_path(name: str) -> str | None:
     """The path of a module that some family has."""
     component, _, path = name.partition(".")
-    shape = shape_of(path)[0]
-    known = component == "transformer" and any(shape in _readings(family, "") for family in all_families())
-    return path if known else None
+    return path if component == "transformer" and families_of([path]) else None
 
 
 def families_of(paths: Iterable[str]) -> list[Family]:
