@@ -1,6 +1,6 @@
 """One LoRA in every spelling that the host knows, on a shrunken model of every architecture, in ComfyUI's own Python.
 
-python -m tests.host.spellings COMFYUI FOLDER    prints a table and writes FOLDER/spellings.json
+python -m tests.host.spellings COMFYUI FOLDER    prints a table and writes FOLDER/report.json
 
 Every layer of a model gets a LoRA. A spelling's names, and the rows of a fused weight that they mean, are those of the
 host's own key map, where it cuts the weight whole; the reference is W + Delta W, multiplied out. test_spellings.py runs
@@ -298,7 +298,7 @@ def main() -> None:
         for dialect, row in found["saved"].items():
             line = f"  saved as {dialect:15} {row['tensors']:4} tensors, ours {row['ours']:.1e}"
             print(f"{line}, core {shown(row['core'])}")
-    (folder / "spellings.json").write_text(json.dumps(report), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
 """Our nodes on every architecture that LCM-LoRAs are made for, loaded by the host's stock loader."""
 
-import json
-import os
-import subprocess
 import tempfile
-from pathlib import Path
 
 import pytest
 
-from tools.host_process import clean_environment
+from tests.host.report import report_of
 
-ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {
     "sd15": ("SD15", "EPS"),
     "sd2": ("SD20", "EPS"),
@@ -25,10 +20,7 @@ FAMILIES = {
 def reports(base):
     """What architectures.py reports of each family, from a process of its own with the host in it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.architectures", os.environ["LCM_HOST_DIR"], folder]
-        run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=1200)
-        assert run.returncode == 0, run.stderr[-4000:]
-        return json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+        return report_of("architectures", folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,9 +1,6 @@
 """LoRA files of every dialect and kind reach every module of the host's models, with the effect that they say."""
 
 import copy
-import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,9 +17,8 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import save_file
 
 from lcm_core.distill.adapters import LCM_TARGETS
-from tools.host_process import clean_environment
+from tests.host.report import report_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SD15 = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 48, "attention_head_dim": 8}
 SDXL = {
     "block_out_channels": (32, 64, 128),
@@ -145,10 +141,7 @@ def reports(base):
             write_lora(unet, encoders, loras / f"{family}.safetensors")
         write_peft(folder)
         write_lycoris(folder)
-        command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.dialects", os.environ["LCM_HOST_DIR"], name]
-        run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)
-        assert run.returncode == 0, run.stderr[-4000:]
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return report_of("dialects", name, timeout=600)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -1,8 +1,6 @@
 """Full LCM Guidance in the host against diffusers: the UNet with timestep_cond, and sampling with LCMScheduler."""
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +11,8 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DCondit
 from safetensors.torch import load_file, save_file
 
 from lcm_core.noise import step_noise
-from tools.host_process import clean_environment
+from tests.host.report import report_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = 11
 SHAPE = (3, 4, 8, 8)
 LATENT_SCALE = 0.18215
@@ -67,10 +64,7 @@ def found(base, unet):
         save_file(unet.state_dict(), models / BARE)
         job = {"runs": RUNS, "shape": SHAPE, "seed": SEED}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.full_lcm", os.environ["LCM_HOST_DIR"], name]
-        run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=1200)
-        assert run.returncode == 0, run.stderr[-4000:]
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = report_of("full_lcm", name)
         tensors = load_file(folder / "results.safetensors")
     runs = {run: {key: tensors[f"{run}/{key}"] for key in ("x", "t", "context", "output", "samples")} for run in RUNS}
     return SimpleNamespace(report=report, runs=runs)

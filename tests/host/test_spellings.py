@@ -1,17 +1,12 @@
 """One LoRA in every spelling, on every architecture: what our nodes make of it, and of sums of two, is W + Delta W."""
 
-import json
-import os
-import subprocess
 import tempfile
-from pathlib import Path
 
 import pytest
 
+from tests.host.report import report_of
 from tests.host.spellings import ARCHITECTURES
-from tools.host_process import clean_environment
 
-ROOT = Path(__file__).resolve().parents[2]
 MISREAD = {"Flux.2", "Lumina 2"}  # the host's map gives parts of a fused weight rows that are not theirs
 UNREAD = {"HunyuanVideo", "Lumina 2", "Z-Image", "LTX-Video", "ACE-Step", "Cosmos Predict2", "Chroma", "Flux.2"}
 UNREAD |= {"Wan 2.1 T2V", "Wan 2.1 I2V"}  # whose names of diffusers the host does not have, or not all
@@ -21,10 +16,7 @@ UNREAD |= {"Wan 2.1 T2V", "Wan 2.1 I2V"}  # whose names of diffusers the host do
 def reports(base):
     """What spellings.py reports of each architecture, from a process of its own with the host in it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.spellings", os.environ["LCM_HOST_DIR"], folder]
-        run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=1200)
-        assert run.returncode == 0, run.stderr[-4000:]
-        return json.loads(Path(folder, "spellings.json").read_text(encoding="utf-8"))
+        return report_of("spellings", folder)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
