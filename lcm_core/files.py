@@ -23,7 +23,7 @@ LONGEST_TEXT = 64 * 2**20  # bytes
 LONGEST_HEADER = 100_000_000  # bytes, the format's
 LONGEST_PART, LONGEST_NAME = 255, 1000  # bytes; of a file or folder, and with the folders before it
 
-_CODES = {
+CODES = {
     getattr(torch, name): code
     for name, code in {
         "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
@@ -33,6 +33,7 @@ _CODES = {
     }.items()
     if hasattr(torch, name)
 }  # fmt: skip
+DTYPES = {code: dtype for dtype, code in CODES.items()}
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
 _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 
@@ -100,19 +101,25 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[safe_open]:
 
 
 def read_lora(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads (state dict on the CPU, metadata) of a safetensors file; errors are those of `open_safetensors`.
+    """Reads (state dict on the CPU, metadata) of a safetensors file, PEFT's adapter_config included.
 
-    PEFT keeps the alpha of its `adapter_model.safetensors` in `adapter_config.json` beside it; that text is then added
-    to the metadata as `lora_adapter_metadata`, where diffusers keeps it.
+    Errors are those of `open_safetensors`.
     """
-    path = Path(path)
     with open_safetensors(path) as file:
         state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = dict(file.metadata() or {})
+        metadata = file.metadata() or {}
+    return state_dict, with_adapter_config(path, metadata)
+
+
+def with_adapter_config(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """A file's metadata, with PEFT's config: for its `adapter_model.safetensors`, which lacks alpha, that of the
+    `adapter_config.json` beside it, as `lora_adapter_metadata`, where diffusers keeps it.
+    """
+    path, found = Path(path), dict(metadata)
     config = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and config.exists():
-        metadata.setdefault("lora_adapter_metadata", read_text(config))
-    return state_dict, metadata
+        found.setdefault("lora_adapter_metadata", read_text(config))
+    return found
 
 
 def write_lora(
@@ -163,10 +170,10 @@ def _safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] |
     tensors = sorted(state_dict.items(), key=lambda item: (-item[1].element_size(), item[0]))  # aligned
     end = 0
     for key, tensor in tensors:
-        if tensor.dtype not in _CODES or key in header:
+        if tensor.dtype not in CODES or key in header:
             raise ValueError(f"safetensors has no place for {quoted(key)} of {tensor.dtype}; rename or convert it")
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[key] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:

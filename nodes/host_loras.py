@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import comfy.lora
@@ -13,48 +14,42 @@ import comfy.weight_adapter
 import folder_paths
 from torch import Tensor
 
-from ..lcm_core import atomic, files
+from ..lcm_core import atomic
 from ..lcm_core.files import output_path, write_new
 from ..lcm_core.lora import LoRAVector, architecture
-from ..lcm_core.lora.convert import NATIVE
-from ..lcm_core.lora.effect import change
+from ..lcm_core.lora.file import LoRAFile, named
+from ..lcm_core.lora.kinds import change, native_suffix
 from ..lcm_core.lora.lowrank import wide
-from ..lcm_core.lora.module import CONFIG, Module, file_modules, reading_notes
+from ..lcm_core.lora.module import Module
 from ..lcm_core.lora.names import read_name
-from ..lcm_core.lora.native import adapter_sizes, native_adapters
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
 from .host import model_path
 from .host_targets import find_targets
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
-HOST_ROLES = {"down", "up", "alpha", ".reshape_weight", ".set_weight"}
+HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}
 
 
 def lora_files() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def load_vector(name: str) -> LoRAVector:
-    """A LoRA of the host's loras folders; what reading it had to assume is in the log."""
-    vector = LoRAVector.load(lora_path(name))
-    for note in vector.notes:
-        logging.warning("LCM-LoRA: %s: %s", name, note)
-    return vector
-
-
-def load_adapters(name: str) -> "LoRATensors":
+def load_lora(name: str) -> "LoRATensors":
     """A LORA_MODEL of the host's loras folders with the file's own adapters, vectors or not; errors name the file."""
     path = lora_path(name)
-    tensors, metadata = files.read_lora(path)
-    try:
-        adapters = native_adapters(tensors, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    notes = reading_notes(tensors, metadata)
-    metadata.pop(CONFIG, None)
-    lora = LoRATensors(LoRAVector(metadata=metadata, notes=notes), file_record(path))
-    lora.update(adapters)
+    file = LoRAFile.read(path)
+    with named(path):
+        return LoRATensors(file, file_record(path))
+
+
+def load_vector(name: str) -> "LoRATensors":
+    """The same of a file that is a vector; what reading it had to assume is in the log."""
+    lora = load_lora(name)
+    with named(lora_path(name)):
+        to_vector(lora)
+    for note in lora.notes:
+        logging.warning("LCM-LoRA: %s: %s", name, note)
     return lora
 
 
@@ -90,7 +85,7 @@ def remove_leftovers() -> None:
 
 
 class Effect(comfy.weight_adapter.WeightAdapterBase):
-    """`weights` = ((role, tensor), ...) of a module, applied by `lcm_core.lora.effect`.
+    """`weights` = ((role, tensor), ...) of a module, applied by `lcm_core.lora.kinds`.
 
     The host skips or misreads several: convolutions with a Tucker core, a rescaled or constrained OFT, DoRA.
     """
@@ -103,7 +98,7 @@ class Effect(comfy.weight_adapter.WeightAdapterBase):
     def calculate_weight(self, weight, key, strength, strength_model, offset, function, *args, **kwargs):
         tensors = {role: tensor.to(weight.device) if tensor.ndim else tensor for role, tensor in self.weights}
         module = Module(read_name(str(key)), {role: role for role in tensors}, tensors, {})
-        weight += function((strength * change(weight.to(wide(weight.dtype)), module)).to(weight.dtype))
+        weight += function((strength * change(module, weight.to(wide(weight.dtype)))).to(weight.dtype))
         return weight
 
 
@@ -116,7 +111,7 @@ def module_patches(module: Module, target: str | tuple) -> dict:
         of_bias = f"{key.removesuffix('.weight')}.bias"
         patches[(of_bias, *rest) if rest else of_bias] = ("diff", (bias,))
     if tensors.keys() <= HOST_ROLES or ("diff" in tensors and tensors["diff"].ndim < 2):
-        named = {module.name + NATIVE.get(role, role): tensor for role, tensor in tensors.items()}
+        named = {module.name + native_suffix(role): tensor for role, tensor in tensors.items()}
         patches |= comfy.lora.load_lora(named, {module.name: target}, log_missing=False)
     else:
         patches[target] = Effect(set(module.keys.values()), tuple(tensors.items()))
@@ -141,11 +136,10 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     lora: any LORA_MODEL, vector or not. Nothing is half applied. ValueError, naming both, for a LoRA that fits nothing,
     or of which a module has another size than the model's.
     """
-    adapters = lora if isinstance(lora, LoRATensors) else native_adapters(lora)
-    modules = {module.name: module for module in file_modules(adapters, {})}
-    sizes = adapter_sizes(modules.values())
+    file = file_of(lora)
+    modules, sizes = {module.name: module for module in file.normal_modules}, file.sizes
     host = type(model.model.model_config).__name__
-    both = f"{source} is for {shortened(architecture(sizes, getattr(lora, 'metadata', {})))} and the model is {host}"
+    both = f"{source} is for {shortened(architecture(sizes, file.lasting_metadata))} and the model is {host}"
     texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
     units = {name: size for name, size in sizes.items() if name not in texts}
     swapped = {name for name, module in modules.items() if module.spelling.swapped}
@@ -164,7 +158,7 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
     left_texts: list[str] = []
     if clip is not None:
         clip, left_texts = add_modules(clip, modules, found_texts, strength)
-    rank = max((t.shape[0] for key, t in adapters.items() if key.endswith(".lora_down.weight")), default=None)
+    rank = max((len(module.tensors["down"]) for module in modules.values() if "down" in module.tensors), default=None)
     taken = f"{len(found) - len(left)} of {count} modules"
     report = f"{source}: {taken}, {f'rank {rank}, ' if rank else ''}strength {strength:g}"
     if texts and clip is None:
@@ -173,38 +167,50 @@ def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str
         report += f"; {len(found_texts) - len(left_texts)} of {text_count} text encoder modules"
     if left or left_texts:
         report += f"; not applied, without a place in the model of their own: {listed([*left, *left_texts])}"
-    report = "; ".join([report, *getattr(lora, "notes", ())])
+    report = "; ".join([report, *file.notes])
     logging.info("LCM-LoRA: %s", report)
     return model, clip, report
 
 
 class LoRATensors(dict[str, Tensor]):
-    """A LORA_MODEL, the host's dict of tensors, with what that has no place for.
+    """A LORA_MODEL, the host's dict of tensors, of a file or a vector, which is parsed and checked once for all nodes.
 
-    metadata: the text entries of its file. record: what vectors that are made of it say of it (`lcm_core.lora.record`).
-    notes: what reading its file had to assume.
+    record: what vectors that are made of it say of it (`lcm_core.lora.record`).
     """
 
-    def __init__(self, vector: LoRAVector, record: Mapping[str, str]) -> None:
-        super().__init__(vector.state_dict("native"))
-        self.metadata = dict(vector.metadata)
+    def __init__(self, source: LoRAFile | LoRAVector, record: Mapping[str, str]) -> None:
+        is_file = isinstance(source, LoRAFile)
+        super().__init__(source.native() if is_file else source.state_dict("native"))
         self.record = dict(record)
-        self.notes = vector.notes
+        self.metadata = dict(source.lasting_metadata if is_file else source.metadata)
+        self.notes = source.notes
+        if is_file:
+            self.file = source
+        else:
+            self.vector = source
+
+    @cached_property
+    def file(self) -> LoRAFile:
+        return LoRAFile.of(self, self.metadata, known_finite=True)
+
+    @cached_property
+    def vector(self) -> LoRAVector:
+        return self.file.vector()
+
+
+def file_of(lora: Mapping[str, Tensor]) -> LoRAFile:
+    """Any LORA_MODEL as a file, core's plain dicts included."""
+    return lora.file if isinstance(lora, LoRATensors) else LoRAFile.of(lora)
 
 
 def to_vector(lora: Mapping[str, Tensor]) -> LoRAVector:
-    """The vector of any LORA_MODEL, core's plain dicts included."""
-    return LoRAVector.from_state_dict(lora, getattr(lora, "metadata", None))
+    """The vector of any LORA_MODEL; ValueError for one that is none."""
+    return lora.vector if isinstance(lora, LoRATensors) else file_of(lora).vector()
 
 
 def record_of(lora: Mapping[str, Tensor]) -> dict[str, str]:
     """The record of a LORA_MODEL; none for core's plain dicts."""
     return getattr(lora, "record", {})
-
-
-def read_lora(name: str) -> LoRATensors:
-    """A LORA_MODEL of the host's loras folders, recorded as this file."""
-    return LoRATensors(load_vector(name), file_record(lora_path(name)))
 
 
 def history(lora: Mapping[str, Tensor]) -> dict[str, str]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..lcm_core.lora.fusion import part_rows
+from ..lcm_core.lora.kinds import Size
 from ..lcm_core.lora.names import flat, read_name
-from ..lcm_core.lora.native import Size
 from ..lcm_core.text import shortened
 
 # A weight's key; or with its rows (axis, start, length), and what is done to the difference before it is added.
@@ -58,7 +58,7 @@ def find_targets(
 ) -> dict[str, Target]:
     """Canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has.
 
-    sizes: as of `adapter_sizes`. swapped: names of the modules whose halves are exchanged. both: what an error says of
+    sizes: as of `LoRAFile`. swapped: names of the modules whose halves are exchanged. both: what an error says of
     the LoRA and the model; it is a ValueError where their sizes differ.
     """
     targets = model_targets(model, key_map)

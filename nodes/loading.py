@@ -36,7 +36,7 @@ class LoadLCMLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, clip=None):
-        lora = host_loras.load_adapters(lora_name)
+        lora = host_loras.load_lora(lora_name)
         model, clip, report = host_loras.apply_vector(model, lora, strength, lora_name, clip)
         host.show_text(report)
         return io.NodeOutput(host.with_consistency_sampling(model), lora, report, clip)

@@ -67,7 +67,7 @@ class LoadVector(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name):
-        return io.NodeOutput(host_loras.read_lora(lora_name))
+        return io.NodeOutput(host_loras.load_vector(lora_name))
 
 
 class ApplyVector(io.ComfyNode):
@@ -175,7 +175,7 @@ class Expression(io.ComfyNode):
         def load(name: str) -> LoRAVector:
             if name in cls.INPUTS and connected.get(name) is None:
                 raise LookupError("that input is not connected")
-            loras[name] = connected[name] if name in cls.INPUTS else host_loras.read_lora(host_loras.find_lora(name))
+            loras[name] = connected[name] if name in cls.INPUTS else host_loras.load_vector(host_loras.find_lora(name))
             vector = host_loras.to_vector(loras[name])
             lines.append(f"{name}: {size(vector)}")
             return vector

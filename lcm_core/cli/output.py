@@ -12,6 +12,7 @@ from .command import Result
 
 if TYPE_CHECKING:
     from ..lora import LoRAVector
+    from ..lora.file import LoRAFile
 
 
 def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, Any]) -> None:
@@ -42,9 +43,13 @@ def load(path: str, rank: int | None = None) -> LoRAVector:
     from ..lora import LoRAVector
 
     vector = LoRAVector.load(path, rank)
-    for note in vector.notes:
-        logging.getLogger(__name__).warning("%s: %s", path, note)
+    warn_of_notes(path, vector.notes)
     return vector
+
+
+def warn_of_notes(path: str, notes: Sequence[str]) -> None:
+    for note in notes:
+        logging.getLogger(__name__).warning("%s: %s", path, note)
 
 
 def save(
@@ -97,7 +102,9 @@ def save(
 
 def spelling(args: argparse.Namespace) -> tuple[str, str]:
     """The dialect and dtype asked for, else the input's; float16 holds every fp8, float32 what else differs."""
-    dialect, _, dtypes = header(args.input)
+    from ..lora.file import LoRAFile
+
+    dialect, _, dtypes = header(LoRAFile.scan(args.input))
     if all(dtype == "F16" or dtype.startswith("F8") for dtype in dtypes):
         dtype = "float16"
     else:
@@ -105,24 +112,17 @@ def spelling(args: argparse.Namespace) -> tuple[str, str]:
     return args.dialect or dialect, args.dtype or dtype
 
 
-def header(path: str) -> tuple[str, list[str], list[str]]:
-    """(dialect, kinds of adapter, dtypes as safetensors names them) of a LoRA file, from its header alone."""
-    from ..files import open_safetensors
-    from ..lora.keys import HADAMARD, KRONECKER, split_key
+def header(file: LoRAFile) -> tuple[str, list[str], list[str]]:
+    """(dialect, kinds of adapter, dtypes as safetensors names them) of a file that was scanned."""
+    from ..files import CODES
+    from ..lora.file import NUMBERS
+    from ..lora.kinds import kinds_of, split_key
 
-    kind_of = {"down": "LoRA", "diff": "difference", "diff_b": "difference"}
-    kind_of |= {**dict.fromkeys(HADAMARD, "LoHa"), **dict.fromkeys(KRONECKER, "LoKr")}
-    names, kinds, dtypes = set(), set(), set()
-    with open_safetensors(path) as file:
-        for key in file.keys():  # noqa: SIM118
-            name, role = split_key(key) or (key, "")
-            names.add(name)
-            if role in kind_of:
-                kinds.add(kind_of[role])
-            if role != "alpha":
-                dtypes.add(str(file.get_slice(key).get_dtype()))
+    names = [(split_key(key) or (key,))[0] for module in file.modules for key in module.keys.values()]
+    tensors = [tensor for m in file.modules for role, tensor in m.tensors.items() if role not in NUMBERS]
     if any(name.startswith("diffusion_model.") for name in names):
         dialect = "native"
     else:
         dialect = "peft" if any("." in name for name in names) else "kohya"
-    return dialect, sorted(kinds), sorted(dtypes)
+    kinds = {kind.name for module in file.modules for kind in kinds_of(module)}
+    return dialect, sorted(kinds), sorted({CODES[tensor.dtype] for tensor in tensors})

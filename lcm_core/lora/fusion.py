@@ -49,9 +49,10 @@ def fuse(name: str, parts: Sequence[Factors]) -> Factors:
     if len(parts) == 1:
         return first
     rows, columns = [len(part.up) for part in parts], first.down[0].numel()
-    if any(part.shape[1:] != first.shape[1:] for part in parts) or part_rows(
-        name, len(parts), sum(rows), columns
-    ) != rows:
+    if (
+        any(part.shape[1:] != first.shape[1:] for part in parts)
+        or part_rows(name, len(parts), sum(rows), columns) != rows
+    ):
         raise ValueError(
             f"the parts of {shortened(name)} are {listed((str(part.shape) for part in parts), 4)}, which no network "
             "has in one weight; save as peft, or get the file again"

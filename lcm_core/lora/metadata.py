@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .module import ALPHA_IS_RANK, CONFIG
+from .peft_config import ALPHA_IS_RANK, CONFIG
 from .record import EXPRESSION, PARENTS
 
 # The families of networks that a transformer's LoRA can be for, by the spellings of its files: `Flux, Chroma`.

@@ -17,9 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..files import read_lora, write_lora
+from ..files import write_lora
 from ..text import listed, shortened
-from .convert import read_modules
 from .fusion import fuse, unswapped, unswapped_diff
 from .lowrank import (
     Factors,
@@ -33,12 +32,13 @@ from .lowrank import (
     truncate,
     wide,
 )
-from .metadata import changed, family_names, of_file
-from .module import ALPHA_IS_RANK, reading_notes
+from .metadata import changed, family_names
 from .names import flat
 from .names.writing import Written, write_names
+from .peft_config import ALPHA_IS_RANK
 
 T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoRAVector:
@@ -66,23 +66,23 @@ class LoRAVector:
         the nearest of that rank, one module at a time. An alpha of 0 is valid: that module adds nothing.
 
         Raises ValueError, naming the keys, for what can't be summed as a vector (DoRA, GLoRA, OFT; see
-        `native.native_adapters`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
+        `file.LoRAFile.native`), for keys that are no LoRA's, incomplete modules, a module in two dialects, factors
         that don't fit each other, values that are NaN or infinite, factors that claim a larger Delta W than any layer
         has, PEFT initialisations that changed the base model too (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, KaSA) and a rank
         below 1.
         """
-        metadata = dict(metadata or {})
-        modules, diffs, families = read_modules(state_dict, metadata, rank)
-        return cls(modules, diffs, of_file(metadata, families), reading_notes(state_dict, metadata))
+        from .file import LoRAFile
+
+        return LoRAFile.of(state_dict, metadata).vector(rank)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], rank: int | None = None) -> LoRAVector:
         """Reads a safetensors file; errors are those of `read_lora` and `from_state_dict` and name the file."""
-        state_dict, metadata = read_lora(path)
-        try:
-            return cls.from_state_dict(state_dict, metadata, rank)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        from .file import LoRAFile, named
+
+        file = LoRAFile.read(path)
+        with named(path):
+            return file.vector(rank)
 
     def state_dict(self, dialect: str = "kohya", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Tensors under a dialect's names; dtype None keeps the factors' own.

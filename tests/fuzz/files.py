@@ -37,7 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from lcm_core.cli import main as command_line  # noqa: E402
 from lcm_core.cli.errors import DEFECT  # noqa: E402
 from lcm_core.lora import LoRAVector, read_lora  # noqa: E402
-from lcm_core.lora.native import native_adapters  # noqa: E402
+from lcm_core.lora.file import LoRAFile  # noqa: E402
 from tests.fuzz.damage import damaged  # noqa: E402
 from tests.fuzz.seeds import seeds  # noqa: E402
 
@@ -102,7 +102,7 @@ def check_vector(vector: LoRAVector, path: Path) -> list[Finding]:
 
 def check_adapters(path: Path, vector: LoRAVector | None) -> list[Finding]:
     read, findings = tried("read", path, True, lambda: read_lora(path))
-    adapters, found = tried("adapters", path, False, lambda: native_adapters(*read)) if read else (None, [])
+    adapters, found = tried("adapters", path, False, lambda: LoRAFile.of(*read).native()) if read else (None, [])
     findings += found
     if adapters and vector:
         norms, found = tried("both", path, False, lambda: [LoRAVector.from_state_dict(adapters).norm(), vector.norm()])
@@ -115,7 +115,8 @@ def check_adapters(path: Path, vector: LoRAVector | None) -> list[Finding]:
 def check_commands(path: Path, readable: bool) -> list[Finding]:
     findings = []
     for argv in (
-        ["inspect", str(path)], ["convert", str(path), "-o", "out/converted.safetensors", "--dialect", "kohya"],
+        ["inspect", "--norms", str(path)],
+        ["convert", str(path), "-o", "out/converted.safetensors", "--dialect", "kohya"],
         ["resize", str(path), "-o", "out/small.safetensors", "--rank", "1"],
         ["merge", f"0.5*'{path}'", "-o", "out/merged.safetensors", "--dtype", "float32"],
     ):  # fmt: skip
@@ -204,7 +205,7 @@ def work(seed: int, folder: Path, orders: Connection) -> None:
         if pages:
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
     for seed_file in SEEDS:
-        native_adapters(*seed_file)  # torch makes a cache of its own at its first use
+        LoRAFile.of(*seed_file).native()  # torch makes a cache of its own at its first use
     watch(folder)
     orders.send("ready")
     while True:

@@ -38,6 +38,7 @@ EXPLAINED = {"ValueError", "OSError", "FileNotFoundError", "FileExistsError", "N
 BARE = ("invalid literal", "could not convert", "maximum recursion", "Expecting value", "object has no attribute")
 TIMEOUT = 120.0
 
+
 @dataclass
 class Report:
     prompts: int = 0

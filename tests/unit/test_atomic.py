@@ -208,7 +208,7 @@ def test_the_bytes_are_those_that_safetensors_reads(tmp_path):
         "z": torch.tensor([1 + 2j], dtype=torch.complex64), "many": torch.arange(7)[::2],
     }  # fmt: skip
     path = tmp_path / "a.safetensors"
-    write_lora(path, state, {"title": "ä \u2028 \"x\""})
+    write_lora(path, state, {"title": 'ä \u2028 "x"'})
     read = load_file(path)
     assert read.keys() == state.keys()
     for key, tensor in state.items():
@@ -216,11 +216,11 @@ def test_the_bytes_are_those_that_safetensors_reads(tmp_path):
         assert read[key].shape == tensor.shape
         assert read[key].float().equal(tensor.float()) if key != "z" else read[key].equal(tensor)
     plain = {key: tensor.contiguous() for key, tensor in state.items()}
-    theirs = save(plain, {"format": "pt", "title": "ä \u2028 \"x\""})
+    theirs = save(plain, {"format": "pt", "title": 'ä \u2028 "x"'})
     lengths = [len(data) - int.from_bytes(data[:8], "little") for data in (theirs, path.read_bytes())]
     assert lengths[0] == lengths[1]
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
-    write_lora(tmp_path / "again.safetensors", dict(reversed(state.items())), {"title": "ä \u2028 \"x\""})
+    write_lora(tmp_path / "again.safetensors", dict(reversed(state.items())), {"title": 'ä \u2028 "x"'})
     assert path.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 

@@ -191,7 +191,7 @@ def test_convert_makes_a_lora_of_a_loha(files, capsys):
 
 
 def test_inspect_measures_files_and_their_cosines(files, capsys):
-    code, result, _ = run(capsys, "inspect", "style.safetensors", "lcm.safetensors")
+    code, result, _ = run(capsys, "inspect", "--norms", "style.safetensors", "lcm.safetensors")
     assert code == 0
     style, lcm = (LoRAVector.load(f"{name}.safetensors") for name in ("style", "lcm"))
     first, second = result["files"]
@@ -216,7 +216,7 @@ def test_inspect_of_files_that_cannot_be_compared(files, capsys):
 
 
 def test_text_is_aligned(files, capsys):
-    assert cli.main(["inspect", "style.safetensors", "lcm.safetensors"]) == 0
+    assert cli.main(["inspect", "--norms", "style.safetensors", "lcm.safetensors"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     first, second, cosines, blocks = out.rstrip("\n").split("\n\n")

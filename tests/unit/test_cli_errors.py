@@ -129,18 +129,19 @@ def test_warnings_are_told_once(file, capsys, monkeypatch, warn):
     load = LoRAVector.load
     monkeypatch.setattr(LoRAVector, "load", lambda *path: [warn(), warn()] and load(*path))
     text = "the alpha of a.safetensors is unknown"
-    assert cli.main(["inspect", "a.safetensors", "--json"]) == 0
+    assert cli.main(["inspect", "--norms", "a.safetensors", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["warnings"] == [text]
     assert err == f"lcm-lora: warning: {text}\n"
-    assert cli.main(["inspect", "a.safetensors", "--quiet"]) == 0
+    assert cli.main(["inspect", "--norms", "a.safetensors", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert cli.main(["inspect", "a.safetensors"]) == 0
+    assert cli.main(["inspect", "--norms", "a.safetensors"]) == 0
     assert capsys.readouterr().err == f"lcm-lora: warning: {text}\n"
 
 
 @pytest.mark.parametrize("command", [
-    ["inspect", "peft.safetensors"], ["merge", "0.5*peft.safetensors", "-o", "o.safetensors"],
+    ["inspect", "peft.safetensors"], ["inspect", "--norms", "peft.safetensors"],
+    ["merge", "0.5*peft.safetensors", "-o", "o.safetensors"],
     ["convert", "peft.safetensors", "-o", "o.safetensors"], ["resize", "peft.safetensors", "-o", "o.safetensors"],
 ])  # fmt: skip
 def test_what_reading_assumed_is_a_warning(file, capsys, command):
@@ -156,7 +157,7 @@ def test_warnings_of_others_are_left_as_they_are(file, capsys, monkeypatch):
     load = LoRAVector.load
     monkeypatch.setattr(LoRAVector, "load", lambda *path: [warnings.warn("theirs", stacklevel=1)] and load(*path))
     with pytest.warns(UserWarning, match="theirs"):
-        assert cli.main(["inspect", "a.safetensors", "--json"]) == 0
+        assert cli.main(["inspect", "--norms", "a.safetensors", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "warnings" not in json.loads(out)
     assert err == ""

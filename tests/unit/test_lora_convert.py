@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lcm_core.lora import LoRAVector
 from lcm_core.lora.convert import why_not_a_vector
+from lcm_core.lora.file import LoRAFile
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_mid_block_resnets_0_conv1"
@@ -181,9 +182,9 @@ def test_bad_factors(shapes, changed, message):
 
 
 def test_a_vector_has_no_reason_against_it():
-    assert why_not_a_vector(adapter(LINEAR, **LOHA_SHAPES)) is None
+    assert why_not_a_vector(LoRAFile.of(adapter(LINEAR, **LOHA_SHAPES)).modules) is None
     state = adapter(LINEAR, dora_scale=(5, 1), **LOHA_SHAPES)
-    assert "DoRA rescales the whole weight" in why_not_a_vector(state)
+    assert "DoRA rescales the whole weight" in why_not_a_vector(LoRAFile.of(state).modules)
 
 
 @pytest.mark.parametrize("pattern, alpha", [

@@ -9,9 +9,8 @@ from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 
-from lcm_core.lora.effect import change
-from lcm_core.lora.module import file_modules
-from lcm_core.lora.native import adapter_sizes, native_adapters
+from lcm_core.lora.file import LoRAFile
+from lcm_core.lora.kinds import change, sizes_of
 
 NAME = "lora_unet_mid_block_resnets_0_conv1"
 LAYERS = {
@@ -59,11 +58,11 @@ def label(case):
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_effect_is_lycoriss(case, layer):
     weight, state, merged = trained(case[0], LAYERS[layer](), *case[1:])
-    native = native_adapters(state)
-    (module,) = file_modules(native, {})
-    (size,) = adapter_sizes([module]).values()
+    native = LoRAFile.of(state).native()
+    (module,) = LoRAFile.of(native).modules
+    (size,) = sizes_of(module).values()
     assert all(found in (None, wanted) for found, wanted in zip(size, weight.flatten(1).shape, strict=True))
-    found = change(weight, module)
+    found = change(module, weight)
     assert found.shape == weight.shape
     expected = merged - weight
     assert float((found - expected).norm()) < 2e-5 * float(expected.norm())
@@ -76,6 +75,6 @@ def test_glora_of_older_lycoris(size):
     swapped = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
     old = {NAME + "." + ".".join([swapped.get(role, role), *rest]): t for key, t in state.items()
            for role, *rest in [key.removeprefix(f"{NAME}.").split(".")]}  # fmt: skip
-    (module,) = file_modules(native_adapters(old), {})
-    assert set(adapter_sizes([module]).values()) == {(size, 48)}
-    torch.testing.assert_close(weight + change(weight, module), merged)
+    (module,) = LoRAFile.of(LoRAFile.of(old).native()).modules
+    assert set(sizes_of(module).values()) == {(size, 48)}
+    torch.testing.assert_close(weight + change(module, weight), merged)

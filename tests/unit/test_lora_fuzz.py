@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcm_core.lora import Factors, LoRAVector
-from lcm_core.lora.module import file_modules
-from lcm_core.lora.native import adapter_sizes, native_adapters
+from lcm_core.lora.file import LoRAFile
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
@@ -139,12 +138,12 @@ def test_any_mixture_of_tensors_is_read_or_refused(data):
             assert math.isfinite((vector + 2 * vector).norm())
             assert math.isfinite(vector.compress().norm())
     try:
-        native = native_adapters(state)
+        native = LoRAFile.of(state).native()
     except ValueError as error:
         assert "conv_in" in str(error)
     else:
-        assert native_adapters(native).keys() == native.keys()
-        assert adapter_sizes(file_modules(native, {})).keys() <= {"unet.conv_in.weight", "unet.conv_in.bias"}
+        assert LoRAFile.of(native).native().keys() == native.keys()
+        assert LoRAFile.of(native).sizes.keys() <= {"unet.conv_in.weight", "unet.conv_in.bias"}
 
 
 def test_some_of_the_mixtures_are_valid():

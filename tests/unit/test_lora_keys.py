@@ -7,9 +7,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from lcm_core.distill.adapters import LCM_TARGETS
 from lcm_core.lora import LoRAVector, canonical_name, flat, spell
-from lcm_core.lora.keys import split_key
-from lcm_core.lora.module import file_modules
-from lcm_core.lora.native import adapter_sizes, native_adapters
+from lcm_core.lora.file import LoRAFile
+from lcm_core.lora.kinds import split_key
 
 TARGETS = tuple(f".{target}" for target in LCM_TARGETS)
 SD15_UPSAMPLERS = {
@@ -107,7 +106,7 @@ def test_lcm_lora_targets_are_all_found(table):
     assert (vector.rank, vector.parameters) == (64, parameters or vector.parameters)
     for dialect in ("kohya", "peft", "native"):
         assert LoRAVector.from_state_dict(vector.state_dict(dialect)).modules.keys() == vector.modules.keys()
-    sizes = adapter_sizes(file_modules(native_adapters(state), {}))
+    sizes = LoRAFile.of(LoRAFile.of(state).native()).sizes
     assert sizes == {f"unet.{path}.weight": (len(w), math.prod(w.shape[1:])) for path, w in weights.items()}
 
 
@@ -220,20 +219,20 @@ def test_unknown_dialect():
         ("text_encoder.a.lora_linear_layer.down.weight", ("text_encoder.a", "down")),
         ("unet.a.attn1.processor.to_out_lora.up.weight", ("unet.a.attn1.processor.to_out", "up")),
         ("diffusion_model.a.diff_b", ("diffusion_model.a", "diff_b")),
-        ("a.dora_scale", ("a", "DoRA")),
-        ("a.lora_magnitude_vector.default.weight", ("a", "DoRA")),
+        ("a.dora_scale", ("a", "dora_scale")),
+        ("a.lora_magnitude_vector.default.weight", ("a", "dora_scale")),
         ("a.hada_w1_a", ("a", "hada_w1_a")),
         ("a.hada_t2.default", ("a", "hada_t2")),
         ("a.lokr_w1", ("a", "lokr_w1")),
         ("a.lokr_w1_b", ("a", "lokr_w1_b")),
-        ("a.lora_magnitude_vector", ("a", "DoRA")),
+        ("a.lora_magnitude_vector", ("a", "dora_scale")),
         ("a.w_norm", ("a", "diff")),
         ("a.hada_x", None),
         ("a.alpha\n", None),
-        ("a.a1.weight", ("a", "GLoRA")),
-        ("a.oft_blocks", ("a", "OFT")),
-        ("a.oft_R.default.weight", ("a", "OFT")),
-        ("a.rescale", ("a", "OFT")),
+        ("a.a1.weight", ("a", "a1")),
+        ("a.oft_blocks", ("a", "oft_blocks")),
+        ("a.oft_R.default.weight", ("a", "oft_R")),
+        ("a.rescale", ("a", "rescale")),
         ("a.lora_B.bias", ("a", "bias")),
         ("a.lora_B.default.bias", ("a", "bias")),
         ("a.weight", None),

@@ -10,8 +10,8 @@ import torch
 
 from lcm_core.lora import Factors, LoRAVector, block_norms, combine, evaluate_expression, scale_blocks
 from lcm_core.lora.convert import LARGEST_FILE
+from lcm_core.lora.file import LoRAFile
 from lcm_core.lora.lowrank import LARGEST, decompose, inner_product, truncate
-from lcm_core.lora.native import native_adapters
 from lcm_core.lora.record import EXPRESSION, PARENTS, call_record, sum_record
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -93,7 +93,7 @@ def test_a_reshape_must_be_of_the_factors_size():
     state = {f"{Q}.lora_A.weight": torch.ones(1, 6), f"{Q}.lora_B.weight": torch.ones(5, 1)}
     for shape in ([10**6, 10**6], [5, 7], [6, 6]):
         with pytest.raises(ValueError, match="don't fit each other: .*reshape_weight"):
-            native_adapters({**state, f"{Q}.reshape_weight": torch.tensor(shape)})
+            LoRAFile.of({**state, f"{Q}.reshape_weight": torch.tensor(shape)}).native()
 
 
 @pytest.mark.parametrize("rank_a, rank_b", [(1, 1), (2, 9), (9, 2), (30, 1), (1, 30), (30, 40), (7, 7)])
@@ -255,7 +255,7 @@ def test_a_product_that_overflows_is_refused_for_use_alone_too(role, value):
         shapes = {"lora_down.weight": (2, 3, 1, 1), role: (2, 2, 3, 3), "lora_up.weight": (5, 2, 1, 1)}
         state = {f"{CONV}.{key}": torch.full(shape, value if key == role else 10.0) for key, shape in shapes.items()}
         metadata = {}
-    for read in (native_adapters, LoRAVector.from_state_dict):
+    for read in (lambda *file: LoRAFile.of(*file).native(), LoRAVector.from_state_dict):
         with pytest.raises(ValueError, match="is beyond its numbers' range; the file is damaged"):
             read(state, metadata)
 
@@ -308,7 +308,7 @@ LONG = "x" * 5000
      {"lora_adapter_metadata": json.dumps({"r": -4, "alpha": 1, "use_rslora": True})}),
 ])  # fmt: skip
 def test_errors_quote_at_most_200_characters_of_a_name(state, metadata):
-    for read in (native_adapters, LoRAVector.from_state_dict):
+    for read in (lambda *file: LoRAFile.of(*file).native(), LoRAVector.from_state_dict):
         with pytest.raises(ValueError) as caught:
             read(state, metadata)
         assert len(str(caught.value)) < 2000

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lcm_core.lora import LoRAVector, block_norms, names
+from lcm_core.lora.file import LoRAFile
 from lcm_core.lora.fusion import part_rows
 from lcm_core.lora.names import flat, read_name, table, writing
 from lcm_core.lora.names.family import each
 from lcm_core.lora.names.table import canonical_paths, families
 from lcm_core.lora.names.writing import write_names
-from lcm_core.lora.native import native_adapters
 
 FAMILIES = {family.name: family for family in families()}
 HIDREAM = {
@@ -270,7 +270,7 @@ def test_stray_tensors_are_left_out_and_counted():
     assert list(vector.modules) == ["transformer.blocks.0.attn1.to_q"] and not vector.diffs
     assert any("2 tensors are no LoRA weights and left out" in note for note in vector.notes)
     assert not any("left out" in note for note in LoRAVector.from_state_dict(file).notes)
-    assert len(native_adapters(file | stray)) == 2
+    assert len(LoRAFile.of(file | stray).native()) == 2
 
 
 def test_a_wan_modulation_is_a_difference_like_any_other():

@@ -5,9 +5,9 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 
 from lcm_core.lora import LoRAVector, read_lora
-from lcm_core.lora.effect import rescaled, rotated
-from lcm_core.lora.module import file_modules
-from lcm_core.lora.native import adapter_sizes, native_adapters
+from lcm_core.lora.file import LoRAFile
+from lcm_core.lora.kinds.dora import rescaled
+from lcm_core.lora.kinds.oft_peft import rotated
 
 CONV = "lora_unet_mid_block_resnets_0_conv1"
 NATIVE_CONV = "diffusion_model.middle_block.0.in_layers.2"
@@ -48,7 +48,7 @@ VECTORS = [
 @pytest.mark.parametrize("config", VECTORS, ids=["lora", "rslora with bias", "loha", "lokr", "whole lokr"])
 def test_native_tensors_alone_are_the_whole_of_a_peft_file(tmp_path, config):
     (state, metadata), merged = saved(config, tmp_path)
-    vector = LoRAVector.from_state_dict(native_adapters(state, metadata))
+    vector = LoRAVector.from_state_dict(LoRAFile.of(state, metadata).native())
     base = dict(net().named_parameters())
     for name, weight in merged.items():
         module = name.rpartition(".")[0]
@@ -72,7 +72,7 @@ def test_dora_is_peft_s(tmp_path):
     (state, metadata), merged = saved(config, tmp_path)
     with pytest.raises(ValueError, match="DoRA weights can't be summed as a vector"):
         LoRAVector.from_state_dict(state, metadata)
-    native = native_adapters(state, metadata)
+    native = LoRAFile.of(state, metadata).native()
     assert native.keys() == {
         f"{name}.{role}" for name in TARGETS for role in ("lora_down.weight", "lora_up.weight", "dora_scale", "alpha")
     }
@@ -97,12 +97,12 @@ def test_dora_per_input(shape):
 ])  # fmt: skip
 def test_oft_is_peft_s(tmp_path, options):
     (state, metadata), merged = saved(OFTConfig(target_modules=TARGETS, **options), tmp_path)
-    native = native_adapters(state, metadata)
+    native = LoRAFile.of(state, metadata).native()
     base = dict(net().named_parameters())
     for name in TARGETS:
         weight = rotated(base[f"{name}.weight"], native[f"{name}.oft_R"])
         torch.testing.assert_close(weight, merged[f"{name}.weight"])
-    again = native_adapters(native)
+    again = LoRAFile.of(native).native()
     assert all(torch.equal(again[key], native[key]) for key in native)
     with pytest.raises(ValueError, match="OFT weights can't be summed as a vector: OFT rotates"):
         LoRAVector.from_state_dict(native)
@@ -138,21 +138,21 @@ GLORA = {"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2), "b2.weig
     ({"set_weight": (5, 4, 3, 3)}, {"weight": (5, 36)}),
 ])  # fmt: skip
 def test_sizes_of_every_kind(shapes, sizes):
-    native = native_adapters(adapter(shapes))
+    native = LoRAFile.of(adapter(shapes)).native()
     assert all(key.startswith(f"{NATIVE_CONV}.") for key in native)
-    assert adapter_sizes(file_modules(native, {})) == {f"{NAME}.{parameter}": size for parameter, size in sizes.items()}
-    assert native_adapters(native).keys() == native.keys()
+    assert LoRAFile.of(native).sizes == {f"{NAME}.{parameter}": size for parameter, size in sizes.items()}
+    assert LoRAFile.of(native).native().keys() == native.keys()
 
 
 def test_values_are_unchanged():
     state = {key: torch.randn_like(value) for key, value in adapter({**LOHA, "dora_scale": (5, 1, 1, 1)}).items()}
-    native = native_adapters(state)
+    native = LoRAFile.of(state).native()
     assert all(torch.equal(native[key.replace(CONV, NATIVE_CONV)], value) for key, value in state.items())
 
 
 def test_reshape_goes_with_its_lora():
     state = adapter(LORA) | {f"{CONV}.reshape_weight": torch.tensor([5, 4, 3, 3])}
-    assert adapter_sizes(file_modules(native_adapters(state), {})) == {f"{NAME}.weight": (None, None)}
+    assert LoRAFile.of(LoRAFile.of(state).native()).sizes == {f"{NAME}.weight": (None, None)}
 
 
 @pytest.mark.parametrize("shapes, message", [
@@ -168,29 +168,29 @@ def test_reshape_goes_with_its_lora():
     ({**GLORA, "b1.weight": (5, 3)}, "don't fit each other"),
     ({**GLORA, "a2.weight": (3, 4)}, "don't fit each other"),
     ({**GLORA, "b1.weight": (5,)}, "don't fit each other"),
-    ({"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2)}, "an adapter that ComfyUI can't apply; merge it"),
+    ({"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (5, 2)}, "but no b2 factor"),
     ({"oft_blocks": (2, 3, 4)}, "don't fit each other"),
     ({"oft_blocks": (3, 2, 4, 4)}, "don't fit each other"),
     ({"oft_blocks": (1, 2, 3, 3)}, "don't fit each other"),
     ({"oft_blocks": (2, 3, 3), "rescale": (5, 1)}, "don't fit each other"),
     ({**LORA, "reshape_weight": (4,)}, "don't fit each other: .*reshape_weight"),
     ({**GLORA, "bm.weight": (2, 3, 3, 3)}, "don't fit each other: .*bm.weight"),
-    ({"boft_R": (1, 2, 3, 3), "boft_s": (1, 6)}, "boft_R, .*boft_s, an adapter that ComfyUI can't apply"),
+    ({"boft_R": (1, 2, 3, 3), "boft_s": (1, 6)}, "boft_R, .*boft_s, an adapter that ComfyUI can't apply; merge it"),
     ({"oft_R.weight": (2, 5)}, "don't fit each other"),
     ({"diff_b": ()}, "don't fit each other"),
 ])  # fmt: skip
 def test_what_can_not_be_applied(shapes, message):
     with pytest.raises(ValueError, match=message):
-        native_adapters(adapter(shapes))
+        LoRAFile.of(adapter(shapes)).native()
 
 
 def test_what_is_damaged():
     with pytest.raises(ValueError, match="oft_blocks has NaN or infinite values"):
-        native_adapters({f"{CONV}.oft_blocks": torch.full((2, 3, 3), math.nan)})
+        LoRAFile.of({f"{CONV}.oft_blocks": torch.full((2, 3, 3), math.nan)}).native()
     with pytest.raises(ValueError, match="no LoRA weights that are known: x"):
-        native_adapters({"x": torch.ones(1)})
+        LoRAFile.of({"x": torch.ones(1)}).native()
     with pytest.raises(ValueError, match="are the same module"):
-        native_adapters(adapter(LORA) | adapter(LORA, NAME))
+        LoRAFile.of(adapter(LORA) | adapter(LORA, NAME)).native()
 
 
 @pytest.mark.parametrize("config, message", [
@@ -199,4 +199,4 @@ def test_what_is_damaged():
 ])  # fmt: skip
 def test_oft_settings_that_are_not_read(config, message):
     with pytest.raises(ValueError, match=message):
-        native_adapters(adapter({"oft_R.weight": (2, 3)}), {"lora_adapter_metadata": config})
+        LoRAFile.of(adapter({"oft_R.weight": (2, 3)}), {"lora_adapter_metadata": config}).native()

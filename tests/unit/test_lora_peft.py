@@ -10,7 +10,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 
 from lcm_core.lora import LoRAVector, read_lora
-from lcm_core.lora.native import native_adapters
+from lcm_core.lora.file import LoRAFile
 
 TARGETS = ["0", "2"]
 
@@ -63,7 +63,7 @@ def test_an_initialisation_that_changes_the_base_is_refused_and_its_conversion_r
         LoRAVector.load(tmp_path / "trained" / "adapter_model.safetensors")
     assert "save_pretrained(folder, path_initial_model_for_weight_conversion=" in str(caught.value)
     with pytest.raises(ValueError, match="changed the base model too"):
-        native_adapters(*read_lora(tmp_path / "trained" / "adapter_model.safetensors"))
+        LoRAFile.of(*read_lora(tmp_path / "trained" / "adapter_model.safetensors")).native()
     vector = LoRAVector.load(tmp_path / "converted" / "adapter_model.safetensors")
     assert not vector.notes
     weights = dict(base.named_parameters())
@@ -92,7 +92,7 @@ def test_an_initialisation_that_leaves_the_base_is_read(tmp_path, init):
 ])  # fmt: skip
 def test_other_ways_to_say_so(config):
     state = {"unet.conv_in.lora_A.weight": torch.ones(1, 4), "unet.conv_in.lora_B.weight": torch.ones(2, 1)}
-    for read in (LoRAVector.from_state_dict, native_adapters):
+    for read in (LoRAVector.from_state_dict, lambda *file: LoRAFile.of(*file).native()):
         with pytest.raises(ValueError, match="changed the base model too"):
             read(state, {"lora_adapter_metadata": json.dumps(config)})
     for fine in ({"init_lora_weights": "eva"}, {"kasa_config": None}, {"unet.init_lora_weights": True}):

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from ..command import Command, Result
-from ..output import header, load
+from ..output import header, load, warn_of_notes
 
 if TYPE_CHECKING:
     from ...lora import LoRAVector
+    from ...lora.file import LoRAFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="file", help="LoRA files; of two or more also their cosines")
+    parser.add_argument("--norms", action="store_true", help="also the norms, whole and by block, which takes longer")
 
 
 def run(args: argparse.Namespace) -> Result:
     from ...lora import block_cosines
+    from ...lora.file import LoRAFile, named
 
+    result: Result = {"files": []}
+    for path in args.files:
+        file = LoRAFile.scan(path)
+        with named(path):
+            result["files"].append(_description(path, file))
+    if len(args.files) == 1 and not args.norms:
+        return result
     vectors = {path: load(path) for path in args.files}
-    result: Result = {"files": [_description(path, vector) for path, vector in vectors.items()]}
+    if args.norms:
+        for found, vector in zip(result["files"], vectors.values(), strict=True):
+            found |= _norms(vector)
     if len(vectors) > 1:
         result["cosines"] = [{"a": a, "b": b, **_cosine(vectors[a], vectors[b])} for a, b in combinations(vectors, 2)]
     if len(vectors) == 2 and result["cosines"][0]["cosine"] is not None:
@@ -31,30 +43,42 @@ def run(args: argparse.Namespace) -> Result:
     return result
 
 
-def _description(path: str, vector: LoRAVector) -> Result:
-    from ...lora import architecture, block_norms
+def _description(path: str, file: LoRAFile) -> Result:
+    from ...lora import architecture
+    from ...lora.kinds import kinds_of
     from ...lora.record import EXPRESSION
 
-    dialect, kinds, dtypes = header(path)
-    factors = vector.modules.values()
+    warn_of_notes(path, file.notes)
+    dialect, kinds, dtypes = header(file)
+    ranks = [
+        (module, rank)
+        for module in file.modules
+        for kind in kinds_of(module)
+        if (rank := kind.rank(module)) is not None
+    ]
     return {
         "file": path,
-        "architecture": architecture({name: f.shape for name, f in vector.modules.items()}, vector.metadata),
-        "expression": vector.metadata.get(EXPRESSION),
+        "architecture": architecture(file.sizes, file.lasting_metadata),
+        "expression": file.metadata.get(EXPRESSION),
         "dialect": dialect,
         "kinds": kinds,
         "dtypes": dtypes,
-        "modules": dict(Counter(name.partition(".")[0] for name in vector.modules)),
-        "diffs": len(vector.diffs) or None,
-        "modules_by_rank": _counts(f.rank for f in factors),
-        "modules_by_alpha": _counts(f.alpha for f in factors),
-        "parameters": vector.parameters,
-        "norm": vector.norm(),
-        "norm_by_block": block_norms(vector),
+        "modules": dict(Counter(module.name.partition(".")[0] for module in file.modules)),
+        "modules_by_rank": _counts(rank for _, rank in ranks),
+        "modules_by_alpha": _counts(module.alpha(rank) for module, rank in ranks),
+        "parameters": sum(
+            tensor.numel() for m in file.modules for role, tensor in m.tensors.items() if role != "alpha"
+        ),
     }
 
 
-def _counts(values: Iterator[float]) -> dict[str, int]:
+def _norms(vector: LoRAVector) -> Result:
+    from ...lora import block_norms
+
+    return {"norm": vector.norm(), "norm_by_block": block_norms(vector)}
+
+
+def _counts(values: Iterable[float]) -> dict[str, int]:
     return {f"{value:g}": count for value, count in sorted(Counter(values).items())}
 
 
@@ -65,4 +89,4 @@ def _cosine(a: LoRAVector, b: LoRAVector) -> Result:
         return {"cosine": None, "error": str(error)}
 
 
-COMMAND = Command("Says what is in LoRA files, and how alike they are.", add_arguments, run)
+COMMAND = Command("Says what is in LoRA files of any kind, and how alike they are.", add_arguments, run)

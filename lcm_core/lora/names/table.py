@@ -49,15 +49,19 @@ def is_native(path: str) -> bool:
     return entry is not None and any(entry[0].spelling in family.native for family in families())
 
 
-def families_with(dotted: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+def families_with(dotted: Iterable[str], sizes: Mapping[str, tuple[int | None, int | None]]) -> list[str]:
     """The names of the families that have every transformer's module of these, `Spelling.dotted`.
 
-    sizes: canonical name -> (rows, columns) of its weight, which count where they leave a family.
+    sizes: canonical name + `.weight` -> its (rows, columns), which count where they leave a family.
     """
     spellings = {entry[0].spelling for name in dotted if (entry := _find(name.removeprefix("transformer.")))}
     if not spellings:
         return []
-    shapes = {shape_of(name.removeprefix("transformer."))[0]: size for name, size in sizes.items()}
+    shapes = {
+        shape_of(name.removeprefix("transformer.").removesuffix(".weight"))[0]: (rows, columns)
+        for name, (rows, columns) in sizes.items()
+        if rows and columns
+    }
     spelled = [family for family in families() if spellings <= _spellings(family)]
     sized = [family for family in spelled if _fits(family, shapes)]
     return [family.name for family in sized or spelled]
