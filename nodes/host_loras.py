@@ -130,44 +130,54 @@ def add_modules(patcher, modules: Mapping[str, Module], targets: Mapping[str, st
     return patcher, [name for name, keys in own.items() if not keys or not keys.keys() <= taken]
 
 
-def apply_vector(model, lora: Mapping[str, Tensor], strength: float, source: str = "this LoRA", clip=None):
+def apply_vector(
+    model, lora: Mapping[str, Tensor], strength: float, source: str = "this LoRA", clip=None, leave_out: bool = False
+):
     """(clone of the MODEL with W + strength·ΔW, clone of the CLIP if there is one, a line that says how much matched).
 
-    lora: any LORA_MODEL, vector or not. Nothing is half applied. ValueError, naming both, for a LoRA that fits nothing,
-    or of which a module has another size than the model's.
+    lora: any LORA_MODEL, vector or not. leave_out: whether modules of another size than the model's are left out.
+    Nothing is half applied: without it they are a ValueError, naming both, as is a LoRA that fits nothing.
     """
     file = file_of(lora)
-    modules, sizes = {module.name: module for module in file.normal_modules}, file.sizes
-    host = type(model.model.model_config).__name__
-    both = f"{source} is for {shortened(architecture(sizes, file.lasting_metadata))} and the model is {host}"
-    texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
-    units = {name: size for name, size in sizes.items() if name not in texts}
+    modules = {module.name: module for module in file.normal_modules}
     swapped = {name for name, module in modules.items() if module.spelling.swapped}
-    found = find_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), units, both, swapped)
-    found_texts = {}
+    texts = {name: size for name, size in file.sizes.items() if name.startswith(("text_encoder", "lora_te"))}
+    units = {name: size for name, size in file.sizes.items() if name not in texts}
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    found, misfits = find_targets(model.model, keys, units, swapped)
+    found_texts: dict = {}
     if clip is not None:
-        encoder = clip.cond_stage_model
-        found_texts = find_targets(encoder, comfy.lora.model_lora_keys_clip(encoder, {}), texts, both)
-    count, text_count = (len({name.rpartition(".")[0] for name in part}) for part in (units, texts))
-    if sizes and not found and not found_texts:
+        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+        found_texts, text_misfits = find_targets(clip.cond_stage_model, keys, texts)
+        misfits |= text_misfits
+    made_for, host = architecture(file.sizes, file.lasting_metadata), type(model.model.model_config).__name__
+    both = f"{source} is for {shortened(made_for)} and the model is {host}"
+    if misfits and not leave_out:
         raise ValueError(
-            f"none of the {count + text_count} modules of {source} is in the model: {both}; "
+            f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture, or leave out what misfits"
+        )
+    if file.sizes and not {*found, *found_texts}:
+        raise ValueError(
+            f"none of the {len(modules)} modules of {source} is in the model: {both}; "
             + ("connect a CLIP, they are a text encoder's" if not units else "use one made for it")
         )
     model, left = add_modules(model, modules, found, strength)
-    left_texts: list[str] = []
     if clip is not None:
         clip, left_texts = add_modules(clip, modules, found_texts, strength)
+        left += left_texts
+    parts = [{name.rpartition(".")[0] for name in sizes} for sizes in (units, texts)]
+    in_model, in_texts = (f"{len(part & {*found, *found_texts} - {*left})} of {len(part)}" for part in parts)
     rank = max((len(module.tensors["down"]) for module in modules.values() if "down" in module.tensors), default=None)
-    taken = f"{len(found) - len(left)} of {count} modules"
-    report = f"{source}: {taken}, {f'rank {rank}, ' if rank else ''}strength {strength:g}"
+    lines = [f"{source}: {in_model} modules, {f'rank {rank}, ' if rank else ''}strength {strength:g}"]
     if texts and clip is None:
-        report += f"; {text_count} text encoder modules are left out, connect a CLIP to apply them"
+        lines.append(f"{len(parts[1])} text encoder modules are left out, connect a CLIP to apply them")
     elif texts:
-        report += f"; {len(found_texts) - len(left_texts)} of {text_count} text encoder modules"
-    if left or left_texts:
-        report += f"; not applied, without a place in the model of their own: {listed([*left, *left_texts])}"
-    report = "; ".join([report, *file.notes])
+        lines.append(f"{in_texts} text encoder modules")
+    if misfits:
+        lines.append(f"left out, of another size than the model's: {listed(misfits)}")
+    if left:
+        lines.append(f"not applied, without a place in the model of their own: {listed(left)}")
+    report = "; ".join([*lines, *file.notes])
     logging.info("LCM-LoRA: %s", report)
     return model, clip, report
 

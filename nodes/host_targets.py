@@ -53,16 +53,16 @@ def find_targets(
     model: torch.nn.Module,
     key_map: Mapping[str, str | tuple],
     sizes: Mapping[str, Size],
-    both: str,
     swapped: Collection[str] = (),
-) -> dict[str, Target]:
-    """Canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has.
+) -> tuple[dict[str, Target], dict[str, str]]:
+    """(canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has; name -> what differs,
+    of those that are of another size there).
 
-    sizes: as of `LoRAFile`. swapped: names of the modules whose halves are exchanged. both: what an error says of
-    the LoRA and the model; it is a ValueError where their sizes differ.
+    sizes: as of `LoRAFile`. swapped: names of the modules whose halves are exchanged.
     """
     targets = model_targets(model, key_map)
-    found = {}
+    found: dict[str, Target] = {}
+    misfits: dict[str, str] = {}
     for parameter, size in sizes.items():
         name, _, kind = parameter.rpartition(".")
         target = targets.get(flat(name))
@@ -75,14 +75,14 @@ def find_targets(
             shape[offset[0]] = offset[2]
         have = (shape[0], math.prod(shape[1:])) if shape else ()
         if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
-            raise ValueError(
-                f"{both}: {shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, "
-                "as (out, in); use a LoRA made for this architecture"
+            misfits[name] = (
+                f"{shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in)"
             )
+            continue
         if name in swapped and _is_two_to_one(model, key):
             target = (key, offset) if function else (key, offset, exchange_halves)
         found[name] = target
-    return found
+    return {name: target for name, target in found.items() if name not in misfits}, misfits
 
 
 def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from . import host, host_loras
+from .vectors import LEAVE_OUT
 
 
 class LoadLCMLoRA(io.ComfyNode):
@@ -21,6 +22,7 @@ class LoadLCMLoRA(io.ComfyNode):
                                tooltip="λ₂ of the paper. 1 is what it was trained for."),
                 io.Clip.Input("clip", optional=True,
                               tooltip="For a LoRA that changes the text encoder too; LCM-LoRAs don't."),
+                LEAVE_OUT,
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -35,8 +37,10 @@ class LoadLCMLoRA(io.ComfyNode):
         return host.stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
 
     @classmethod
-    def execute(cls, model, lora_name, strength, clip=None):
+    def execute(cls, model, lora_name, strength, clip=None, leave_out_misfits=False):
         lora = host_loras.load_lora(lora_name)
-        model, clip, report = host_loras.apply_vector(model, lora, strength, lora_name, clip)
+        model, clip, report = host_loras.apply_vector(
+            model, lora, strength, lora_name, clip, leave_out=leave_out_misfits
+        )
         host.show_text(report)
         return io.NodeOutput(host.with_consistency_sampling(model), lora, report, clip)

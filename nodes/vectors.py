@@ -20,6 +20,11 @@ ENERGY = io.Float.Input(
     "1 drops nothing.",
 )  # fmt: skip
 
+LEAVE_OUT = io.Boolean.Input(
+    "leave_out_misfits", default=False, optional=True,
+    tooltip="On: what fits of a LoRA for a somewhat different model is applied, the rest named. Off refuses it.",
+)  # fmt: skip
+
 
 def weight_input(name: str, default: float, tooltip: str):
     return io.Float.Input(name, default=default, min=-10.0, max=10.0, step=0.01, tooltip=tooltip)
@@ -83,6 +88,7 @@ class ApplyVector(io.ComfyNode):
                 vector_input("lora", "A vector from Load LoRA Vector, arithmetic or a trainer."),
                 weight_input("strength", 1.0, "How much of the vector to add; negative takes it away."),
                 io.Clip.Input("clip", optional=True, tooltip="For a LoRA that changes the text encoder too."),
+                LEAVE_OUT,
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -92,8 +98,8 @@ class ApplyVector(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora, strength, clip=None):
-        model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip)
+    def execute(cls, model, lora, strength, clip=None, leave_out_misfits=False):
+        model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip, leave_out=leave_out_misfits)
         host.show_text(report)
         return io.NodeOutput(model, report, clip)
 

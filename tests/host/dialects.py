@@ -420,7 +420,8 @@ def refusals(host: Host, loras: Path) -> dict[str, str]:
         "oft": {f"{conv}.oft_blocks": torch.ones(3, 16, 16)},
         "nothing": {"unet.nowhere.lora_A.weight": torch.ones(1, 2), "unet.nowhere.lora_B.weight": torch.ones(2, 1)},
         "text alone": {k: v for k, v in load_file(loras / "SD15.safetensors").items() if k.startswith("text_encoder")},
-        "boft of peft": {"base_model.model.conv_in.boft_R": torch.ones(1, 2, 2, 2)},
+        "boft of peft": {"base_model.model.conv_in.boft_R": torch.ones(1, 2, 2, 2),
+                         "base_model.model.conv_in.boft_s": torch.ones(1, 32)},
     }  # fmt: skip
     said = {}
     for kind, tensors in files.items():
@@ -429,6 +430,10 @@ def refusals(host: Host, loras: Path) -> dict[str, str]:
             host.run("LCMLoRA_Loader", model=model, lora_name=f"bad {kind}.safetensors")
         except ValueError as error:
             said[kind] = str(error)
+    patched, _, said["left out"], _ = host.run(
+        "LCMLoRA_Loader", model=model, lora_name="bad other family.safetensors", leave_out_misfits=True
+    )
+    said["left out count"] = str(len(patched.patches))
     said["left alone"] = str(not model.patches and not model.object_patches)
     return said
 

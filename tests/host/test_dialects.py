@@ -1,6 +1,7 @@
 """LoRA files of every dialect and kind reach every module of the host's models, with the effect that they say."""
 
 import copy
+import re
 import tempfile
 from pathlib import Path
 
@@ -259,3 +260,11 @@ def test_what_does_not_fit_is_explained(reports, kind, said):
     text = reports["refusals"][kind]
     assert [part for part in said if part not in text] == []
     assert reports["refusals"]["left alone"] == "True"
+
+
+def test_what_does_not_fit_is_left_out_on_request(reports):
+    text = reports["refusals"]["left out"]
+    assert re.search(r"; left out, of another size than the model's: unet\.\S+, .* more", text), text
+    applied, of = map(int, re.search(r": (\d+) of (\d+) modules", text).groups())
+    assert 0 < applied < of
+    assert str(applied) == reports["refusals"]["left out count"]
