@@ -23,6 +23,8 @@ LONGEST_TEXT = 64 * 2**20  # bytes
 LONGEST_HEADER = 100_000_000  # bytes, the format's
 LONGEST_PART, LONGEST_NAME = 255, 1000  # bytes; of a file or folder, and with the folders before it
 
+METADATA = "__metadata__"
+Entry = dict[str, Any]
 CODES = {
     getattr(torch, name): code
     for name, code in {
@@ -133,12 +135,17 @@ def write_lora(
     Raises ValueError for another suffix than .safetensors and for metadata that is not text, FileNotFoundError for a
     missing folder, FileExistsError for a file at `path` without `replace`, OSError for a full disk.
     """
+    write_whole(check_new_file(path), _safetensors(state_dict, metadata), replace)
+
+
+def check_new_file(path: str | os.PathLike[str]) -> Path:
+    """The path; errors are those of `write_lora` for a suffix or a folder."""
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path} has suffix {path.suffix!r}; a LoRA is written as .safetensors only")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-    write_whole(path, _safetensors(state_dict, metadata), replace)
+    return path
 
 
 def write_new(
@@ -160,35 +167,55 @@ def _safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] |
     The package's own writer can't be used: it goes through a file of a random name, which stays if the process is
     killed and which nobody knows to be ours.
     """
+    entries: dict[str, Entry] = {}
+    tensors = sorted(state_dict.items(), key=lambda item: (-item[1].element_size(), item[0]))  # aligned
+    end = 0
+    for key, tensor in tensors:
+        entries[key] = entry_of(key, tensor, end)
+        end += tensor.nbytes
+    text = safetensors_header(entries, metadata)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in tensors:
+            file.write(bytes_of(tensor))
+
+    return write
+
+
+def entry_of(key: str, tensor: Tensor, begin: int) -> Entry:
+    """What a header says of a tensor that begins at this byte of the tensors' part."""
+    if tensor.dtype not in CODES:
+        raise ValueError(f"safetensors has no place for {quoted(key)} of {tensor.dtype}; rename or convert it")
+    return {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.nbytes]}
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def safetensors_header(entries: Mapping[str, Entry], metadata: Mapping[str, str] | None) -> bytes:
+    """The header of a file, with spaces to a multiple of 8 bytes.
+
+    Raises ValueError for metadata that is not text, a text that is none, and a header beyond the format's limit.
+    """
     metadata = {"format": "pt", **(metadata or {})}
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(
                 f"metadata {quoted(key)} is {quoted(value)}; safetensors holds text only, use str() on both"
             )
-    header: dict[str, Any] = {"__metadata__": metadata}
-    tensors = sorted(state_dict.items(), key=lambda item: (-item[1].element_size(), item[0]))  # aligned
-    end = 0
-    for key, tensor in tensors:
-        if tensor.dtype not in CODES or key in header:
-            raise ValueError(f"safetensors has no place for {quoted(key)} of {tensor.dtype}; rename or convert it")
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    if METADATA in entries:
+        raise ValueError(f"safetensors has no place for {quoted(METADATA)} as a tensor; rename it")
     try:
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps({METADATA: metadata, **entries}, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         found = quoted(error.object[error.start])
         raise ValueError(f"{found} in a tensor's name or the metadata is no character; leave it out") from error
     text += b" " * (-len(text) % 8)
     if len(text) > LONGEST_HEADER:
         raise ValueError(f"names and metadata have {len(text)} bytes, of {LONGEST_HEADER}; shorten the metadata")
-
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in tensors:
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    return write
+    return text
 
 
 def path_below(folder: str | os.PathLike[str], name: str) -> Path:

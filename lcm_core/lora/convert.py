@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..text import listed
-from .architecture import projects_by_convolution
 from .fusion import part_rows, split, unswapped, unswapped_diff
 from .kinds import kinds, kinds_of
 from .lowrank import Factors
@@ -29,40 +28,55 @@ def why_not_a_vector(modules: Sequence[Module]) -> str | None:
 
 
 def read_modules(
-    modules: Sequence[Module], metadata: Mapping[str, str], rank: int | None = None
+    modules: Sequence[Module], rank: int | None = None, convolutions: bool = False
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """(canonical name -> Factors, canonical name + `.weight` or `.bias` -> difference) of a file's modules.
 
-    rank and errors are those of `LoRAVector.from_state_dict`.
+    modules have passed `check_vector`. convolutions: as of `module_parts`. rank and errors are those of
+    `LoRAVector.from_state_dict`.
     """
+    found: dict[str, Factors] = {}
+    diffs: dict[str, Tensor] = {}
+    size = 0
+    for module in modules:
+        factors, added = module_parts(module, rank, convolutions)
+        found |= factors
+        diffs |= added
+        size += sum(part.up.numel() for part in factors.values())
+        size += max((part.down.numel() for part in factors.values()), default=0)
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"the factors of this file have over {LARGEST_FILE:,} values, which is more than is read; "
+                "give a rank, such as 64, to read the nearest vector of that rank"
+            )
+    return found, diffs
+
+
+def check_vector(modules: Sequence[Module], rank: int | None) -> None:
+    """Raises ValueError for a rank below 1 and for modules that can't be summed as a vector."""
     if rank is not None and rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
     if reason := why_not_a_vector(modules):
         raise ValueError(f"{reason}. Apply the file to its base model and extract a plain LoRA from the difference")
-    found: dict[str, Factors] = {}
+
+
+def module_parts(
+    module: Module, rank: int | None = None, convolutions: bool = False
+) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """The same of one module, which a fused weight splits into several.
+
+    convolutions: whether attention's projections are 1x1 convolutions (see `projects_by_convolution`).
+    """
+    factors, added = module_delta(module, rank)
     diffs: dict[str, Tensor] = {}
-    flattened = []
-    size = 0
-    for module in modules:
-        factors, added = module_delta(module, rank)
-        if factors is not None:
-            parts, swapped = module.spelling.parts, module.spelling.swapped
-            found |= dict(zip(parts, split(module.name, unswapped(factors, swapped), len(parts)), strict=True))
-            size += factors.down.numel() + factors.up.numel()
-            if size > LARGEST_FILE:
-                raise ValueError(
-                    f"the factors of this file have over {LARGEST_FILE:,} values, which is more than is read; "
-                    "give a rank, such as 64, to read the nearest vector of that rank"
-                )
-            if "down" not in module.tensors and len(factors.shape) == 2:
-                flattened.append(module.name)
-        for name, diff in added.items():
-            diffs |= _split_diff(module, name.rpartition(".")[2], diff, factors)
-    projections = [name for name in flattened if _PROJECTION.fullmatch(name)]
-    if projections and projects_by_convolution({name: f.shape for name, f in found.items()}, metadata):
-        for name in projections:
-            found[name] = found[name].with_kernel((1, 1))
-    return found, diffs
+    for name, diff in added.items():
+        diffs |= _split_diff(module, name.rpartition(".")[2], diff, factors)
+    if factors is None:
+        return {}, diffs
+    if convolutions and "down" not in module.tensors and len(factors.shape) == 2 and _PROJECTION.fullmatch(module.name):
+        factors = factors.with_kernel((1, 1))
+    parts, swapped = module.spelling.parts, module.spelling.swapped
+    return dict(zip(parts, split(module.name, unswapped(factors, swapped), len(parts)), strict=True)), diffs
 
 
 def module_delta(module: Module, rank: int | None = None) -> tuple[Factors | None, dict[str, Tensor]]:

@@ -11,10 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..files import DTYPES, open_safetensors, read_lora, with_adapter_config
+from ..files import read_lora, with_adapter_config
+from ..streaming import TensorFile, open_tensors
 from ..text import listed, shortened
-from .convert import read_modules
-from .kinds import Size, native_suffix, normal, sizes_of, split_key
+from .architecture import projects_by_convolution
+from .convert import check_vector, read_modules
+from .kinds import Size, native_suffix, normal, role_of, sizes_of, split_key
 from .metadata import of_file
 from .module import Module, finite
 from .names import Spelling, flat, read_name
@@ -54,14 +56,12 @@ class LoRAFile:
         metadata = dict(metadata or {})
         config = adapter_config(metadata)
         modules = [
-            Module(
-                spelling, keys, {role: _computable(key, role, state_dict[key]) for role, key in keys.items()}, config
-            )
+            Module(spelling, keys, {role: computable(key, role, state_dict[key]) for role, key in keys.items()}, config)
             for spelling, keys in _grouped(state_dict)
         ]
         if not known_finite:
             for module in modules:
-                _check_finite(module)
+                check_finite(module)
         return cls(tuple(modules), metadata, _notes(state_dict, modules, metadata))
 
     @classmethod
@@ -81,18 +81,17 @@ class LoRAFile:
     @classmethod
     def scan(cls, path: str | os.PathLike[str]) -> LoRAFile:
         """Reads the header and the alphas alone; factors are on the meta device. Errors are those of `read`."""
-        with open_safetensors(path) as file, named(path):
-            state_dict = {}
-            for key in file.keys():  # noqa: SIM118
-                role = (split_key(key) or ("", ""))[1]
-                if role in NUMBERS:
-                    state_dict[key] = file.get_tensor(key)
-                else:
-                    part = file.get_slice(key)
-                    if (dtype := DTYPES.get(part.get_dtype())) is None:
-                        raise _unreadable(key, part.get_dtype())
-                    state_dict[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
-            return cls.of(state_dict, with_adapter_config(path, file.metadata() or {}))
+        with open_tensors(path) as opened, named(path):
+            return cls.of_header(path, opened)
+
+    @classmethod
+    def of_header(cls, path: str | os.PathLike[str], opened: TensorFile) -> LoRAFile:
+        """The same of an open file at `path`."""
+        state_dict = {
+            key: opened.read(key) if role_of(key) in NUMBERS else torch.empty(shape, dtype=dtype, device="meta")
+            for key, (dtype, shape) in opened.shapes.items()
+        }
+        return cls.of(state_dict, with_adapter_config(path, opened.metadata))
 
     @cached_property
     def normal_modules(self) -> tuple[Module, ...]:
@@ -110,13 +109,19 @@ class LoRAFile:
         return {name: size for module in self.modules for name, size in sizes_of(module).items()}
 
     @cached_property
+    def projects_by_convolution(self) -> bool:
+        """As `architecture.projects_by_convolution` has it."""
+        return projects_by_convolution(self.sizes, self.metadata)
+
+    @cached_property
     def lasting_metadata(self) -> dict[str, str]:
         """What of the metadata stays true of a vector, and the families of networks that the file can be for."""
         return of_file(self.metadata, families_with((m.spelling.dotted for m in self.modules), self.sizes))
 
     def vector(self, rank: int | None = None) -> LoRAVector:
         """The file as a vector; rank and errors are those of `LoRAVector.from_state_dict`."""
-        modules, diffs = read_modules(self.modules, self.metadata, rank)
+        check_vector(self.modules, rank)
+        modules, diffs = read_modules(self.modules, rank, self.projects_by_convolution)
         return LoRAVector(modules, diffs, self.lasting_metadata, self.notes)
 
     def native(self) -> dict[str, Tensor]:
@@ -165,7 +170,7 @@ def _grouped(keys: Iterable[str]) -> list[tuple[Spelling, dict[str, str]]]:
     return [(read_name(module), roles) for module, roles in modules.items()]
 
 
-def _computable(key: str, role: str, tensor: Tensor) -> Tensor:
+def computable(key: str, role: str, tensor: Tensor) -> Tensor:
     """Real numbers in a dtype that can be computed with."""
     tensor = tensor.detach()
     if role in NUMBERS:
@@ -179,11 +184,13 @@ def _computable(key: str, role: str, tensor: Tensor) -> Tensor:
         try:
             tensor = tensor.to(torch.bfloat16)
         except NotImplementedError as error:
-            raise _unreadable(key, tensor.dtype) from error
+            raise ValueError(
+                f"{shortened(key)} is of {tensor.dtype}, which can't be converted; get a float16 file"
+            ) from error
     return tensor
 
 
-def _check_finite(module: Module) -> None:
+def check_finite(module: Module) -> None:
     for role, tensor in module.tensors.items():
         if role not in NUMBERS and not finite(tensor):
             raise ValueError(
@@ -191,12 +198,8 @@ def _check_finite(module: Module) -> None:
             )
 
 
-def _unreadable(key: str, dtype: object) -> ValueError:
-    return ValueError(f"{shortened(key)} is of {dtype}, which can't be converted; get a float16 file")
-
-
 def _notes(keys: Iterable[str], modules: Iterable[Module], metadata: Mapping[str, str]) -> tuple[str, ...]:
-    stray = [key for key in keys if (split_key(key) or ("", ""))[1] == "stray"]
+    stray = [key for key in keys if role_of(key) == "stray"]
     left_out = f"{len(stray)} tensors are no LoRA weights and left out ({listed(stray, 2)})" if stray else None
     stated = ALPHA_IS_RANK.items() <= metadata.items()
     open_ones = [m.keys["down"].partition(".lora_A")[0] for m in modules if _leaves_alpha_open(m) and not stated]

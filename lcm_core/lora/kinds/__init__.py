@@ -51,6 +51,11 @@ def split_key(key: str) -> tuple[str, str] | None:
     return (key[: match.start()], str(match.lastgroup)) if match else None
 
 
+def role_of(key: str) -> str:
+    """The role of a state-dict key, "" if it is not a LoRA key."""
+    return (split_key(key) or ("", ""))[1]
+
+
 def native_suffix(role: str) -> str:
     """How ComfyUI's key of a tensor of this role ends."""
     return _roles()[role].native
