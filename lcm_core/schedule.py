@@ -96,6 +96,31 @@ class NoiseSchedule:
         return torch.where(fraction == 0, below, between)
 
 
+@dataclass(frozen=True)
+class Flow:
+    """The forward process of a flow model, x = (1 − σ)·x₀ + σ·ε, whose levels are σ in [0, 1].
+
+    A shift s moves an even share u of that range towards noise: σ(u) = s·u / (1 + (s − 1)·u) (Esser et al., arXiv
+    2403.03206, eq. 23). 1 moves nothing; a μ, as Flux has it, is s = e^μ. ValueError unless s is finite and above 0.
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift {self.shift} must be a number above 0; 1 leaves the levels evenly spaced")
+
+    def sigma(self, share: float) -> float:
+        """σ(u) of a share u in [0, 1] of the range, a float; ValueError outside."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"share {share} is outside [0, 1]; 0 is a clean image and 1 is noise")
+        return self.shift * share / (1 + (self.shift - 1) * share)
+
+    def process(self, sigma: float) -> tuple[float, float]:
+        """(α, σ) = (1 − σ, σ): the forward process over σ, as `multistep_sample` wants it."""
+        return 1 - sigma, sigma
+
+
 def lcm_timesteps(steps: int, *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000) -> list[int]:
     """The timesteps at which an LCM is evaluated in `steps` steps, descending, as diffusers' LCMScheduler chooses them.
 
@@ -172,6 +197,30 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
         raise ValueError(f"steps {steps} is more than the model's {train_steps} timesteps; use at most {train_steps}")
     grid = np.arange(train_steps, 0, -train_steps / steps)[:steps]
     return [int(t) - 1 for t in grid.round()]
+
+
+def lcm_sigmas(steps: int, flow: Flow, *, original_steps: int = 50, strength: float = 1.0) -> list[float]:
+    """The LCM grid of a flow model, descending: σ(u) at the shares u = (t + 1)/1000 of `lcm_timesteps`' t.
+
+    Errors are those of `lcm_timesteps`. With shift 5:
+
+    >>> [round(sigma, 4) for sigma in lcm_sigmas(4, Flow(5))]
+    [1.0, 0.9406, 0.8333, 0.6373]
+    """
+    timesteps = lcm_timesteps(steps, original_steps=original_steps, strength=strength)
+    return [flow.sigma((t + 1) / 1000) for t in timesteps]
+
+
+def trailing_sigmas(steps: int, flow: Flow) -> list[float]:
+    """`steps` levels of a flow model, descending from noise: σ(u) at u = 1, 1 − 1/n, …, 1/n.
+
+    The flow's counterpart of `trailing_timesteps`, without rounding. With shift 5:
+
+    >>> [round(sigma, 4) for sigma in trailing_sigmas(4, Flow(5))]
+    [1.0, 0.9375, 0.8333, 0.625]
+    """
+    check_count("steps", steps)
+    return [flow.sigma((steps - i) / steps) for i in range(steps)]
 
 
 def expand(values: float | Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""Recipes of acceleration LoRAs: how each family is sampled, which file is of which family, and what contradicts it."""
+
+from .check import contradictions
+from .reading import load_recipes
+from .recipe import Recipe, Span
+from .recognition import Recognition, recognize
+from .record import SAMPLING, read_sampling, sampling_record
+
+__all__ = [
+    "SAMPLING",
+    "Recipe",
+    "Recognition",
+    "Span",
+    "contradictions",
+    "levels",
+    "load_recipes",
+    "read_sampling",
+    "recognize",
+    "sampling_record",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "levels":  # with torch, which nothing else here needs
+        from .grids import levels
+
+        return levels
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
