@@ -26,9 +26,7 @@ def contradictions(
     found = []
     if steps is not None and steps not in recipe.steps:
         takes, nearest = " or ".join(map(str, recipe.steps)), min(recipe.steps, key=lambda count: abs(count - steps))
-        found.append(
-            f"{steps} steps do not fit {recipe.label}, which takes {takes}; set steps to {nearest}"
-        )
+        found.append(f"{steps} steps do not fit {recipe.label}, which takes {takes}; set steps to {nearest}")
     if grid is not None and grid != recipe.grid:
         found.append(
             f"{GRIDS.get(grid, grid)} does not fit {recipe.label}, which is sampled on {GRIDS[recipe.grid]}; "

@@ -49,7 +49,8 @@ def read_recipe(name: str, entry: object) -> Recipe:
         raise ValueError(f"recipe {name!r} has no name; give it one, such as 'sdxl-lightning'")
     if not isinstance(entry, Mapping):
         raise ValueError(f"recipe {quoted(name)} is {quoted(entry)}; it must be an object of fields, such as family")
-    faults, values = [], {}
+    faults: list[str] = []
+    values: dict[str, Any] = {}
     for key, value in entry.items():
         if key not in READERS:
             faults.append(f"{quoted(key)} is no field (the fields are {', '.join(READERS)})")

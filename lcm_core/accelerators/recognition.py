@@ -88,7 +88,9 @@ def recognize(
             why = f"{what} names {label}, which has no confirmed recipe; choose the recipe that its author gives"
             return Recognition(None, evidence, why)
         for recipe in matches:
-            found.append(_for_model(recipe, evidence, f"{what} is one of {recipe.label}", named or bases_in(words), base))
+            found.append(
+                _for_model(recipe, evidence, f"{what} is one of {recipe.label}", named or bases_in(words), base)
+            )
     if found:
         first = found[0]
         for other in found[1:]:
@@ -129,9 +131,7 @@ def _strangers(words: str, matches: list[Recipe], recipes: Mapping[str, Recipe])
     return list(dict.fromkeys(others.values()))
 
 
-def _for_model(
-    recipe: Recipe, evidence: Evidence, why: str, named: tuple[str, ...], base: str | None
-) -> Recognition:
+def _for_model(recipe: Recipe, evidence: Evidence, why: str, named: tuple[str, ...], base: str | None) -> Recognition:
     """The recognition of a recipe, unless the file is for another base than the model's or the recipe's."""
     model = (bases_in(base) or (base,)) if base else ()
     for bases, whose in ((named, "the file is for"), (model, "the model is")):
