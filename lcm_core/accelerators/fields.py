@@ -105,6 +105,12 @@ def _pattern(value: object) -> str:
     return found.pattern
 
 
+def _word(value: object) -> str:
+    if not re.fullmatch(r"[a-z0-9]+", _text(value)):
+        raise ValueError
+    return str(value)
+
+
 def _expert(value: object) -> str | None:
     if value not in ("high", "low", None):
         raise ValueError('"high", "low" or null')
@@ -171,7 +177,7 @@ READERS: dict[str, Callable[[object], dict[str, Any]]] = {
             "strength": _span(-10, 10),
             "expert": _expert,
             "files": _listing(_PATTERN_RULE, _pattern),
-            "words": _listing("lower-case words", _text),
+            "words": _listing("words of lower-case letters and digits", _word),
             "sha256": _hashes,
             "modules": _modules,
             "note": _text,

@@ -38,8 +38,12 @@ def load_recipes(extra_path: str | Path | None = None) -> tuple[dict[str, Recipe
     return recipes, faults
 
 
+@lru_cache(maxsize=1)
 def without_recipe() -> dict[str, str]:
-    """Word of a file's name -> accelerator that is known and has no recipe: how to sample it could not be confirmed."""
+    """Pattern as a recipe's `files` have it -> an accelerator without a recipe, as its sampling could not be confirmed.
+
+    A dict that is shared: leave it as it is.
+    """
     return dict(json.loads(TABLE.read_text(encoding="utf-8"))["without_recipe"])
 
 

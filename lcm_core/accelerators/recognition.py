@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -17,7 +17,7 @@ from .record import SAMPLING, read_sampling
 Evidence = Literal["metadata", "modelspec", "sha256", "file name", "modules"]
 UNKNOWN = "not known: sampled as an LCM-LoRA; choose a recipe if it is another accelerator"
 # Of SAI's ModelSpec, what may name the family; it must begin with the name: "works with LCM-LoRA" says nothing.
-TITLES = ("modelspec.title", "modelspec.usage_hint")
+TITLE, HINT = "modelspec.title", "modelspec.usage_hint"
 ARCHITECTURE = "modelspec.architecture"
 # What trainers write of their networks; the released LCM-LoRAs have none of it.
 TRAINER = "ss_network_module"
@@ -62,49 +62,69 @@ def recognize(
     except ValueError as error:
         return Recognition(None, "metadata", str(error))
 
-    texts: list[tuple[Evidence, str, str]] = [
-        ("modelspec", key, plain(metadata[key])) for key in TITLES if metadata.get(key, "").strip()
-    ]
-    hashes = {key: name for recipe in recipes.values() for key, name in recipe.sha256.items()}
-    if sha256 is not None and (known := hashes.get(sha256.lower())):
-        texts.append(("sha256", "SHA-256", file_words(known)))
-    texts.append(("file name", "file name", file_words(file)))
-    named = bases_in(metadata.get(ARCHITECTURE, ""))
+    found = [one for text in _texts(file, metadata, sha256, recipes) if (one := _read(text, metadata, base, recipes))]
+    for one in found:
+        if one.recipe is None:
+            return one
+        if one.recipe != found[0].recipe:
+            return Recognition(None, found[0].evidence, f"{found[0].why}, but {one.why}; choose the recipe")
+    return found[0] if found else _by_modules(modules or {}, metadata, recipes, base)
 
-    found: list[Recognition] = []
-    for evidence, source, words in texts:
-        matches = _matches(words, recipes, at_start=evidence == "modelspec")
+
+@dataclass(frozen=True)
+class _Text:
+    """A text in plain words that may name a recipe: what it is, and the recipe that it is known to be of."""
+
+    evidence: Evidence
+    source: str
+    words: str
+    known: Recipe | None = None
+
+
+def _texts(
+    file: str, metadata: Mapping[str, str], sha256: str | None, recipes: Mapping[str, Recipe]
+) -> Iterator[_Text]:
+    for key in (TITLE, HINT):
+        if key in metadata:
+            yield _Text("modelspec", key, plain(metadata[key]))
+    digest = (sha256 or "").lower()
+    for recipe in recipes.values():
+        if digest in recipe.sha256:
+            yield _Text("sha256", "SHA-256", file_words(recipe.sha256[digest]), recipe)
+    yield _Text("file name", "file name", file_words(file))
+
+
+def _read(
+    text: _Text, metadata: Mapping[str, str], base: str | None, recipes: Mapping[str, Recipe]
+) -> Recognition | None:
+    """What a text says, None if nothing."""
+    if text.known:
+        matches = _matches(text.words, [text.known], at_start=False) or [text.known]
+        strangers = []
+    else:
+        matches = _matches(text.words, recipes.values(), at_start=text.evidence == "modelspec")
         if len(matches) > 1 and base:
             matches = [recipe for recipe in matches if set(recipe.bases) & set(bases_in(base))] or matches
-        strangers = _strangers(words, matches, recipes)
-        if evidence == "modelspec" and not matches:
-            continue
-        what = f"the {source} ({quoted(words)})"
-        if len(matches) + len(strangers) > 1:
-            names = listed([*(recipe.label for recipe in matches), *strangers], limit=9)
-            return Recognition(None, evidence, f"{what} names more than one accelerator: {names}; choose the recipe")
-        if strangers:
-            (label,) = strangers
-            why = f"{what} names {label}, which has no confirmed recipe; choose the recipe that its author gives"
-            return Recognition(None, evidence, why)
-        for recipe in matches:
-            found.append(
-                _for_model(recipe, evidence, f"{what} is one of {recipe.label}", named or bases_in(words), base)
-            )
-    if found:
-        first = found[0]
-        for other in found[1:]:
-            if first.recipe and other.recipe and other.recipe != first.recipe:
-                why = f"{first.why}, but {other.why}; choose the recipe"
-                return Recognition(None, first.evidence, why)
-        return next((one for one in found if one.recipe is None), first)
-    return _by_modules(modules or {}, metadata, recipes, base)
+        # A hint is a sentence, which may speak of others; and where a title names none, it says nothing of any.
+        silent = text.source == HINT or (text.source == TITLE and not matches)
+        strangers = [] if silent else _strangers(text.words, matches, recipes)
+    what = f"the {text.source} ({quoted(text.words)})"
+    if len(matches) + len(strangers) > 1:
+        names = listed([*(recipe.label for recipe in matches), *strangers], limit=9)
+        return Recognition(None, text.evidence, f"{what} names more than one accelerator: {names}; choose the recipe")
+    if strangers:
+        why = f"{what} names {strangers[0]}, which has no confirmed recipe; choose the recipe that its author gives"
+        return Recognition(None, text.evidence, why)
+    for recipe in matches:
+        named = bases_in(metadata.get(ARCHITECTURE, "")) or bases_in(text.words)
+        return _for_model(recipe, text.evidence, f"{what} is one of {recipe.label}", named, base)
+    return None
 
 
-def _matches(words: str, recipes: Mapping[str, Recipe], at_start: bool) -> list[Recipe]:
+def _matches(words: str, recipes: Iterable[Recipe], at_start: bool) -> list[Recipe]:
     """The recipes that a text in plain words names, each for the number of steps that it names."""
     found = []
-    for recipe in recipes.values():
+    for recipe in recipes:
         for pattern in recipe.files:
             match = _compiled(pattern).match(words) if at_start else _compiled(pattern).search(words)
             if match is None:
@@ -123,7 +143,7 @@ def _matches(words: str, recipes: Mapping[str, Recipe], at_start: bool) -> list[
 def _strangers(words: str, matches: list[Recipe], recipes: Mapping[str, Recipe]) -> list[str]:
     """The families, other than those matched, that a text speaks of where one has matched; and those without recipe."""
     spoken = set(words.split()) - {word for recipe in matches for word in recipe.words}
-    others = {word: label for word, label in without_recipe().items() if word in spoken}
+    others = {pattern: label for pattern, label in without_recipe().items() if _compiled(pattern).search(words)}
     bases = {base for recipe in matches for base in recipe.bases}
     for recipe in sorted(recipes.values(), key=lambda recipe: not bases & set(recipe.bases)) if matches else ():
         for word in spoken.intersection(recipe.words):
