@@ -142,13 +142,19 @@ def _matches(words: str, recipes: Iterable[Recipe], at_start: bool) -> list[Reci
 
 def _strangers(words: str, matches: list[Recipe], recipes: Mapping[str, Recipe]) -> list[str]:
     """The families, other than those matched, that a text speaks of where one has matched; and those without recipe."""
+    left = words
+    for recipe in matches:
+        for pattern in recipe.files:
+            left = _compiled(pattern).sub(" ", left)
+    others = [label for pattern, label in without_recipe().items() if _compiled(pattern).search(left)]
     spoken = set(words.split()) - {word for recipe in matches for word in recipe.words}
-    others = {pattern: label for pattern, label in without_recipe().items() if _compiled(pattern).search(words)}
     bases = {base for recipe in matches for base in recipe.bases}
+    told: set[str] = set()
     for recipe in sorted(recipes.values(), key=lambda recipe: not bases & set(recipe.bases)) if matches else ():
-        for word in spoken.intersection(recipe.words):
-            others.setdefault(word, recipe.family)
-    return list(dict.fromkeys(others.values()))
+        if new := spoken.intersection(recipe.words) - told:
+            told |= new
+            others.append(recipe.family)
+    return others
 
 
 def _for_model(recipe: Recipe, evidence: Evidence, why: str, named: tuple[str, ...], base: str | None) -> Recognition:

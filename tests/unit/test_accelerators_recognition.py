@@ -189,6 +189,12 @@ def test_an_accelerator_without_a_confirmed_recipe_is_named(name, label):
     assert label in found.why and "has no confirmed recipe" in found.why
 
 
+def test_a_users_recipe_for_one_of_those_is_recognised():
+    mine = replace(RECIPES["wan21-lightx2v"], name="causvid", family="CausVid", files=("causvid",), words=("causvid",))
+    found = recognize("Wan21_CausVid_14B_T2V_lora_rank32.safetensors", recipes={**RECIPES, "causvid": mine})
+    assert found.recipe == mine
+
+
 def test_the_base_of_file_and_model_decides():
     assert recognize("lcm-lora-sdxl.safetensors", base="SDXL").recipe == RECIPES["lcm-lora"]
     assert recognize("lcm-lora.safetensors", base="stable-diffusion-xl-v1-base").recipe == RECIPES["lcm-lora"]
