@@ -223,6 +223,13 @@ def test_the_base_decides_between_rows_that_fit_one_name():
     assert found.recipe is None and "speedy SD1.5, speedy SDXL" in found.why
 
 
+def test_a_number_of_steps_that_the_recipe_does_not_take_is_not_its_file():
+    rows = {"tcd": replace(RECIPES["tcd"], files=(r"speedy (?P<steps>\w+) ?steps?",))}
+    assert recognize("speedy_8step.safetensors", recipes=rows).recipe.steps == (8,)
+    assert recognize("speedy_64step.safetensors", recipes=rows).why == UNKNOWN
+    assert recognize("speedy_few_steps.safetensors", recipes=rows).why == UNKNOWN
+
+
 def test_modelspec_speaks_where_it_begins_with_a_name():
     title = {"modelspec.title": "SDXL-Lightning 4 Step LoRA"}
     hint = {"modelspec.usage_hint": "Hyper-SDXL-8steps-LoRA, Euler on sgm_uniform at cfg 1; not for lcm"}
