@@ -1,5 +1,7 @@
 """Recipes of acceleration LoRAs: how each family is sampled, which file is of which family, and what contradicts it."""
 
+from typing import Any
+
 from .check import contradictions
 from .reading import load_recipes
 from .recipe import Recipe, Span
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "levels":  # with torch, which nothing else here needs
         from .grids import levels
 

@@ -115,10 +115,10 @@ def _read(
     if strangers:
         why = f"{what} names {strangers[0]}, which has no confirmed recipe; choose the recipe that its author gives"
         return Recognition(None, text.evidence, why)
-    for recipe in matches:
-        named = bases_in(metadata.get(ARCHITECTURE, "")) or bases_in(text.words)
-        return _for_model(recipe, text.evidence, f"{what} is one of {recipe.label}", named, base)
-    return None
+    if not matches:
+        return None
+    named = bases_in(metadata.get(ARCHITECTURE, "")) or bases_in(text.words)
+    return _for_model(matches[0], text.evidence, f"{what} is one of {matches[0].label}", named, base)
 
 
 def _matches(words: str, recipes: Iterable[Recipe], at_start: bool) -> list[Recipe]:

@@ -42,7 +42,7 @@ NAMES = {
     ],
     "sdxl-lightning": [
         "sdxl_lightning_2step_lora.safetensors", "sdxl_lightning_4step_lora.safetensors",
-        "SDXL-Lightning/sdxl_lightning_8step_lora.safetensors",
+        "SDXL-Lightning/sdxl_lightning_8step_lora.safetensors", "SDXL_Lightning_LoRA_8steps.safetensors",
     ],
     "dmd2": [
         "dmd2_sdxl_4step_lora.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors",
@@ -110,7 +110,9 @@ NAMES = {
 # Those whose files take the number of steps in their names.
 STEPS_IN_NAME = ("hyper-sd", "hyper-sd-cfg", "hyper-flux", "sdxl-lightning", "pcm-smallcfg", "qwen-lightning")
 STRANGERS = [
-    "lightning_bolt_style_sdxl.safetensors", "sdxl_lightning_bolt_4steps_of_rage.safetensors",
+    "sdxl_turbo_lora_snail_style.safetensors", "my_girl_sd15_lora_beta.safetensors",
+    "a_sdxl_lightning_lora.safetensors", "lightning_bolt_style_sdxl.safetensors",
+    "sdxl_lightning_bolt_4steps_of_rage.safetensors",
     "lightning.safetensors", "turbocharged_cars_flux.safetensors", "flux_turbo_racer.safetensors",
     "sdxl_turbo_snail.safetensors", "camera_flash_sdxl.safetensors", "flash_gordon_sdxl.safetensors",
     "sdxl-flash-lora.safetensors", "hyperrealism_sdxl_lora.safetensors", "Hyper-Detailed-SD15.safetensors",
