@@ -67,8 +67,8 @@ def save(
     import torch
 
     from ..lora import LoRAVector, write_lora
-    from ..lora.combine import sum_norm
     from ..lora.record import EXPRESSION
+    from ..lora.terms import sum_norm
 
     if not vector:
         raise ValueError("nothing is left to write: every module has weight 0; correct the weights")

@@ -6,7 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lcm_core.lora import Factors, LoRAVector
-from lcm_core.lora.combine import METHODS, combine, random_mask, sum_norm
+from lcm_core.lora.combine import METHODS, combine
+from lcm_core.lora.pruning import random_mask
+from lcm_core.lora.terms import sum_norm
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
@@ -246,7 +248,7 @@ def test_progress_counts_modules_and_can_stop(method):
 
 
 @pytest.mark.parametrize("arguments, options, message", [
-    (([A], [1.0], "median"), {}, "'median' is unknown; use one of sum, project_out, slerp, magnitude_prune, ties"),
+    (([A], [1.0], "median"), {}, "'median' is unknown; use one of dare_linear, "),
     (([A], [1.0], "ties"), {"seed": 1}, "ties has no option seed; its options: density, majority_sign_method$"),
     (([A], [1.0], "sum"), {"rank": 1, "t": 2}, "sum has no option t; its options: none"),
     (([], []), {}, "no vectors"),
@@ -264,7 +266,7 @@ def test_progress_counts_modules_and_can_stop(method):
     (([A], [1.0], "ties"), {"majority_sign_method": "x"}, "'x' is unknown; use one of total, frequency"),
     (([A], [1.0], "slerp"), {}, "slerp has 1 vectors; it takes 2"),
     (([A, B, A], [1.0] * 3, "project_out"), {}, "project_out has 3 vectors; it takes 2"),
-    (([A, B], [1.0, 1.0], "slerp"), {"t": 1.5}, r"t is 1.5; it is a place in \[0, 1\]"),
+    (([A, B], [1.0, 1.0], "slerp"), {"t": 1.5}, r"t is 1.5; it is .* in \[0, 1\], such as 0.5"),
     (([vector(torch.full((4, 4), 1e30))], [1e30], "magnitude_prune"), {}, "to_q is not finite; use smaller weights"),
     (([1e300 * LoRAVector(A.modules)], [1e300]), {}, "weight 1e.300 overflows alpha"),
 ])  # fmt: skip

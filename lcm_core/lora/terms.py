@@ -1,0 +1,78 @@
+"""The modules of several vectors side by side, as a combine method takes them.
+
+A norm's or bias's difference counts as a matrix of one row and is treated as a module's Delta W in every method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..text import shortened
+from .lowrank import Factors, concatenate, inner_product, wide
+from .vector import LoRAVector, _aligned
+
+# A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
+Terms = Sequence[tuple[int, Factors]]
+# (canonical name, terms) -> the module as factors whose sum it is (none: it is left out), or as a dense Delta W.
+Merge = Callable[[str, Terms], Sequence[Factors] | Tensor]
+
+
+def module_terms(vectors: Sequence[LoRAVector]) -> list[tuple[str, Terms, torch.Size | None]]:
+    """(canonical name, terms, None) of every module, then (name, terms as matrices of one row, shape) of every diff."""
+    modules = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
+    diffs = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
+    return [
+        *((name, terms, None) for name, terms in modules.items()),
+        *((name, [(i, _as_row(d)) for i, d in tensors], tensors[0][1].shape) for name, tensors in diffs.items()),
+    ]
+
+
+def scaled(name: str, terms: Terms, weights: Sequence[float]) -> list[Factors]:
+    """Each term times its vector's weight. Raises ValueError, naming the module, where that overflows."""
+    found = [replace(factors, alpha=factors.alpha * weights[i]) for i, factors in terms]
+    for factors, (i, _) in zip(found, terms, strict=True):
+        if not math.isfinite(factors.alpha):
+            raise ValueError(
+                f"weight {weights[i]} overflows alpha of {shortened(name)}; use a smaller weight, such as 0.8"
+            )
+    return found
+
+
+def module_products(name: str, terms: Terms) -> np.ndarray:
+    """<Delta W_i, Delta W_j> of a module's terms, (n, n) in float64. Errors are `inner_product`'s."""
+    return _symmetric([factors for _, factors in terms], lambda a, b: inner_product(name, a, b))
+
+
+def vector_products(vectors: Sequence[LoRAVector]) -> np.ndarray:
+    """<tau_i, tau_j> over all modules and diffs, (n, n) in float64. Errors are `LoRAVector.dot`'s."""
+    return _symmetric(vectors, LoRAVector.dot)
+
+
+def sum_norm(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> float:
+    """Frobenius norm of sum_i w_i tau_i in float64, one module at a time: `sum_norm([a, b], [1, -1])` is a distance.
+
+    Raises ValueError where a module's shapes differ.
+    """
+    total = 0.0
+    for name, terms, _ in module_terms(vectors):
+        whole = concatenate(name, scaled(name, terms, weights), torch.float64)
+        total += inner_product(name, whole, whole)
+    return math.sqrt(max(total, 0.0))
+
+
+def _symmetric(items: Sequence, product: Callable[..., float]) -> np.ndarray:
+    found = np.zeros((len(items), len(items)))
+    for i, a in enumerate(items):
+        for j, b in enumerate(items[: i + 1]):
+            found[i, j] = found[j, i] = product(a, b)
+    return found
+
+
+def _as_row(diff: Tensor) -> Factors:
+    return Factors(diff.reshape(1, -1), diff.new_ones(1, 1, dtype=wide(diff.dtype)), 1.0)
