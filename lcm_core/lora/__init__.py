@@ -3,16 +3,19 @@
 from ..files import read_lora, write_lora
 from .architecture import architecture
 from .blocks import block_cosines, block_norms, block_of, preset_weights, scale_blocks
-from .combine import METHODS, combine
+from .combine import combine
+from .conflicts import Conflicts, conflicts
 from .expression import evaluate_expression, parse_expression
 from .extract import extract
 from .lowrank import Factors
+from .methods import METHODS
 from .names import canonical_name, flat
 from .names.writing import spell
 from .vector import LoRAVector
 
 __all__ = [
     "METHODS",
+    "Conflicts",
     "Factors",
     "LoRAVector",
     "architecture",
@@ -21,6 +24,7 @@ __all__ = [
     "block_of",
     "canonical_name",
     "combine",
+    "conflicts",
     "evaluate_expression",
     "extract",
     "flat",

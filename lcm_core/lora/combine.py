@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..text import quoted, shortened
-from .lowrank import Factors, check_finite, check_limits, checked, concatenate, decompose, truncate
+from .lowrank import Factors, Limits, check_finite, checked, concatenate, decompose, truncate
 from .metadata import changed
 from .methods import METHODS
 from .terms import Merge, Terms, module_terms
@@ -29,7 +30,11 @@ def combine(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    sv_ratio: float | None = None,
+    sv_cumulative: float | None = None,
+    conv_rank: int | None = None,
     dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> LoRAVector:
@@ -37,9 +42,10 @@ def combine(
 
     method, options: one of METHODS, which say what each computes and which options it has.
 
-    rank and energy compress the result as `LoRAVector.compress` does, one module after another; of a method that makes
-    dense Delta W, rank None is the sum of the module's ranks, at most min(out, in*kh*kw). dtype is the factors', None
-    for float32 or wider.
+    rank, energy, sv_ratio, sv_cumulative and conv_rank compress the result as `LoRAVector.compress` does, one module
+    after another; of a method that makes dense Delta W, rank None is the sum of the module's ranks, at most
+    min(out, in*kh*kw). dtype is the factors', None for float32 or wider. device is where the modules are merged, None
+    for where the vectors are; the result is where the vectors are.
     progress(done, total) is called after each module; what it raises ends the work. Metadata on which the vectors don't
     disagree is kept.
 
@@ -56,12 +62,12 @@ def combine(
     for weight in weights:
         if not math.isfinite(weight):
             raise ValueError(f"a weight is {weight}; weights are finite numbers, such as 0.8")
-    check_limits(rank, energy)
+    limits = Limits(rank, energy, sv_ratio, sv_cumulative, conv_rank)
 
     merge = METHODS[method](vectors, weights, **options)
     modules: dict[str, Factors] = {}
     diffs: dict[str, Tensor] = {}
-    for name, merged in _merged(vectors, merge, rank, energy, dtype, progress):
+    for name, merged in _merged(vectors, merge, limits, dtype, device, progress):
         if isinstance(merged, Tensor):
             diffs[name] = merged
         else:
@@ -77,15 +83,18 @@ def options_of(method: str) -> list[str]:
 def _merged(
     vectors: Sequence[LoRAVector],
     merge: Merge,
-    rank: int | None,
-    energy: float | None,
+    limits: Limits,
     dtype: torch.dtype | None,
+    device: torch.device | str | None,
     progress: Progress | None,
 ) -> Iterator[tuple[str, Factors | Tensor]]:
     """(canonical name, factors of a module or the tensor of a diff), one after another; nothing is kept here."""
     found = module_terms(vectors)
     for done, (name, terms, shape) in enumerate(found, 1):
-        factors = _finished(name, terms, merge, rank, energy, dtype)
+        home = terms[0][1].down.device
+        moved = [(i, factors.to(device=device)) for i, factors in terms]
+        factors = _finished(name, moved, merge, limits, dtype)
+        factors = None if factors is None else factors.to(device=home)
         if factors is not None and shape is None:
             yield name, factors
         elif factors is not None and shape is not None:
@@ -97,9 +106,7 @@ def _merged(
             progress(done, len(found))
 
 
-def _finished(
-    name: str, terms: Terms, merge: Merge, rank: int | None, energy: float | None, dtype: torch.dtype | None
-) -> Factors | None:
+def _finished(name: str, terms: Terms, merge: Merge, limits: Limits, dtype: torch.dtype | None) -> Factors | None:
     """What `merge` makes of a module, within the limits and in `dtype`; None where the module is left out."""
     merged = merge(name, terms)
     if isinstance(merged, Tensor):
@@ -107,14 +114,15 @@ def _finished(
             raise ValueError(
                 f"Delta W of {shortened(name)} is not finite; use smaller weights, or a file without NaN or infinity"
             )
-        factors = decompose(merged, rank or _whole_rank(terms), energy)[0]
+        rank = limits.rank_of(tuple(merged.shape)) or _whole_rank(terms)
+        factors = decompose(merged, replace(limits, rank=rank, conv_rank=None))[0]
     elif not merged:
         return None
-    elif rank is None and energy is None:
+    elif limits == Limits():
         return concatenate(name, merged, dtype)
     else:
-        factors = truncate(concatenate(name, merged), rank, energy)
-    return checked(name, factors if dtype is None else factors.to(dtype))
+        factors = truncate(concatenate(name, merged), limits)
+    return checked(name, factors.to(dtype))
 
 
 def _whole_rank(terms: Terms) -> int:

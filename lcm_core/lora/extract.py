@@ -19,7 +19,7 @@ from torch import Tensor
 from ..files import open_safetensors
 from ..text import listed, shortened
 from .fusion import part_rows
-from .lowrank import Factors, check_limits, decompose, wide
+from .lowrank import Factors, Limits, decompose, wide
 from .names import read_name
 from .vector import LoRAVector
 
@@ -126,7 +126,7 @@ def extract(
     """
     if rank is None and energy is None:
         raise ValueError("neither rank nor energy is given; give a rank such as 64 or an energy such as 0.95")
-    check_limits(rank, energy)
+    limits = Limits(rank, energy)
     with _opened(tuned) as (tuned_keys, get_tuned), _opened(base) as (base_keys, get_base):
         places, base_places = _parameters(tuned_keys), _parameters(base_keys)
         names = [name for name in places if name in base_places]
@@ -155,7 +155,7 @@ def extract(
                     f"{shortened(name)} has NaN or infinite values in {_label(tuned)} or {_label(base)}; get it again"
                 )
             elif kind == "weight" and delta.ndim > 1 and not module.endswith("embedding"):
-                factors, share = decompose(delta.to(device or delta.device), rank, energy)
+                factors, share = decompose(delta.to(device or delta.device), limits)
                 modules[module] = Factors(factors.down.cpu(), factors.up.cpu(), factors.alpha)
                 layers.append(Layer(module, tuple(delta.shape), float(delta.double().norm()), factors.rank, share))
             elif diffs and delta.ndim == 1:

@@ -65,8 +65,11 @@ class Factors:
         """(down, alpha/rank * up) as matrices (rank, in*kh*kw) and (out, rank)."""
         return self.down.to(dtype).flatten(1), self.up.to(dtype).flatten(1) * (self.alpha / self.rank)
 
-    def to(self, dtype: torch.dtype) -> Factors:
-        return replace(self, down=self.down.to(dtype), up=self.up.to(dtype))
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Factors:
+        """In another dtype or on another device; None leaves it."""
+        if dtype is None and device is None:
+            return self
+        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype))
 
     def folded(self) -> Factors:
         """The same Delta W with alpha = rank; the factors themselves if alpha is already so, else `dtype` ones."""
@@ -85,6 +88,49 @@ class Factors:
         check_size("a module", math.prod(self.shape))
         down, up = self.matrices(self.dtype)
         return (up @ down).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many of a module's singular values s_1 >= s_2 >= ... stay: what the strictest limit leaves, at least one.
+
+    rank:          at most so many
+    energy:        the fewest whose squares reach that share of the sum of all squares; in sd-scripts sv_fro squared
+    sv_ratio:      those above s_1 / sv_ratio
+    sv_cumulative: the fewest whose sum reaches that share of the sum of all
+    conv_rank:     the rank of convolutions in place of `rank`: of what has a kernel, 1x1 too, as in sd-scripts
+
+    Raises ValueError for a rank that is not a whole number of at least 1, a share outside (0, 1], a ratio below 1.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    sv_ratio: float | None = None
+    sv_cumulative: float | None = None
+    conv_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, rank in (("rank", self.rank), ("conv_rank", self.conv_rank)):
+            if rank is not None and (not isinstance(rank, int) or rank < 1):
+                raise ValueError(f"{name} is {rank}; it must be a whole number, at least 1, such as 64")
+        for name, share in (("energy", self.energy), ("sv_cumulative", self.sv_cumulative)):
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} is {share}; it is a share in (0, 1], such as 0.99")
+        if self.sv_ratio is not None and not 1 <= self.sv_ratio < math.inf:
+            raise ValueError(f"sv_ratio is {self.sv_ratio}; it is a finite number of at least 1, such as 10")
+
+    def rank_of(self, shape: tuple[int, ...]) -> int | None:
+        """The largest rank of a Delta W of that shape."""
+        return self.conv_rank if self.conv_rank is not None and len(shape) > 2 else self.rank
+
+    def kept(self, squares: Tensor, shape: tuple[int, ...]) -> int:
+        """How many of the descending squared singular values (float64) of a Delta W stay; those within rounding go."""
+        keep = _reaching(squares, min(1.0 if self.energy is None else self.energy, 1.0 - ROUNDING))
+        if self.sv_cumulative is not None:
+            keep = min(keep, _reaching(squares.sqrt(), self.sv_cumulative))
+        if self.sv_ratio is not None:
+            keep = min(keep, max(1, int((squares.sqrt() > squares[0].sqrt() / self.sv_ratio).sum())))
+        return min(keep, self.rank_of(shape) or keep)
 
 
 def concatenate(name: str, terms: Sequence[Factors], dtype: torch.dtype | None = None) -> Factors:
@@ -136,11 +182,11 @@ def inner_product(name: str, a: Factors, b: Factors) -> float:
     return product
 
 
-def truncate(factors: Factors, rank: int | None = None, energy: float | None = None) -> Factors:
+def truncate(factors: Factors, limits: Limits | int | None = None) -> Factors:
     """The nearest factors of lower rank (Eckart-Young): QR of both factors, SVD of the small core.
 
-    Singular values within rounding of zero always go; at least one stays. Arguments as in `LoRAVector.compress`. The
-    factors are brought near 1 by powers of two first, so that a Delta W beyond its dtype's range has factors too.
+    Singular values within rounding of zero always go; at least one stays. A number is a limit of the rank. The factors
+    are brought near 1 by powers of two first, so that a Delta W beyond its dtype's range has factors too.
     """
     down, up = factors.down.to(factors.dtype).flatten(1), factors.up.to(factors.dtype).flatten(1)
     down_power, up_power = _power(down), _power(up)
@@ -150,16 +196,16 @@ def truncate(factors: Factors, rank: int | None = None, energy: float | None = N
     q_up, r_up = torch.linalg.qr(up * math.ldexp(ratio, power % 2))
     q_down, r_down = torch.linalg.qr(down.T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    keep = _kept(s.double().square(), rank, energy)
+    keep = _limits(limits).kept(s.double().square(), factors.shape)
     root = torch.ldexp(s[:keep].sqrt(), torch.tensor(power // 2))
     return Factors.of_matrices(root[:, None] * (vh[:keep] @ q_down.T), (q_up @ u[:, :keep]) * root, factors.shape)
 
 
-def decompose(delta: Tensor, rank: int | None = None, energy: float | None = None) -> tuple[Factors, float]:
+def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factors, float]:
     """(nearest factors of lower rank of a dense Delta W (out, in, ...), the share of its energy that they hold).
 
     The eigenvectors U of the smaller Gram matrix in float64 give U U^T Delta W, the truncated SVD, at a fraction of an
-    SVD's cost for wide matrices. Rank, energy and rounding as in `truncate`; float32 or wider.
+    SVD's cost for wide matrices. Limits and rounding as in `truncate`; float32 or wider.
     """
     matrix = delta.to(wide(delta.dtype)).flatten(1)
     half = (_power(matrix) + 1) // 2
@@ -173,21 +219,13 @@ def decompose(delta: Tensor, rank: int | None = None, energy: float | None = Non
         gram.addmm_(columns, columns.T)
     values, vectors = torch.linalg.eigh(gram)
     squares = values.flip(0).clamp(min=0)
-    keep = _kept(squares, rank, energy)
+    keep = _limits(limits).kept(squares, tuple(delta.shape))
     share = float(squares[:keep].sum() / squares.sum()) if squares[0] else 1.0
     left = vectors.flip(1)[:, :keep].to(matrix.dtype)
     right = left.T @ matrix
     root = right.norm(dim=1).sqrt().clamp(min=torch.finfo(matrix.dtype).tiny)
     down, up = torch.ldexp(right / root[:, None], half), torch.ldexp(left * root, half)
     return Factors.of_matrices(*((up.T, down.T) if tall else (down, up)), delta.shape), share
-
-
-def check_limits(rank: int | None, energy: float | None) -> None:
-    """Raises ValueError for a rank that is not a whole number of at least 1, and an energy outside (0, 1]."""
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank is {rank}; it must be a whole number, at least 1, such as 64")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}; it is a share in (0, 1], such as 0.99")
 
 
 def checked(name: str, factors: Factors) -> Factors:
@@ -221,12 +259,14 @@ def _power(matrix: Tensor) -> Tensor:
     return torch.frexp(matrix.abs().max()).exponent
 
 
-def _kept(squares: Tensor, rank: int | None, energy: float | None) -> int:
-    """How many of the descending squared singular values (float64) are kept."""
-    share = squares.cumsum(0)
-    wanted = min(1.0 if energy is None else energy, 1.0 - ROUNDING)
-    keep = min(len(squares), int((share < wanted * share[-1]).sum()) + 1)
-    return keep if rank is None else min(keep, rank)
+def _limits(limits: Limits | int | None) -> Limits:
+    return limits if isinstance(limits, Limits) else Limits(limits)
+
+
+def _reaching(values: Tensor, share: float) -> int:
+    """How many of the descending values sum to that share of the sum of all."""
+    sums = values.cumsum(0)
+    return min(len(values), int((sums < share * sums[-1]).sum()) + 1)
 
 
 def check_shapes(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:

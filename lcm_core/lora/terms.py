@@ -69,8 +69,8 @@ def sum_norm(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> float:
 def _symmetric(items: Sequence, product: Callable[..., float]) -> np.ndarray:
     found = np.zeros((len(items), len(items)))
     for i, a in enumerate(items):
-        for j, b in enumerate(items[: i + 1]):
-            found[i, j] = found[j, i] = product(a, b)
+        for j in range(i, len(items)):
+            found[i, j] = found[j, i] = product(a, items[j])
     return found
 
 

@@ -22,8 +22,8 @@ from ..text import listed, shortened
 from .fusion import fuse, unswapped, unswapped_diff
 from .lowrank import (
     Factors,
+    Limits,
     check_finite,
-    check_limits,
     check_shapes,
     check_size,
     checked,
@@ -237,15 +237,28 @@ class LoRAVector:
         norms = self.norm() * other.norm()
         return max(-1.0, min(1.0, self.dot(other) / norms)) if norms else 0.0
 
-    def compress(self, rank: int | None = None, energy: float | None = None) -> LoRAVector:
-        """The nearest vector of lower rank, module by module.
+    def compress(
+        self,
+        rank: int | None = None,
+        energy: float | None = None,
+        *,
+        sv_ratio: float | None = None,
+        sv_cumulative: float | None = None,
+        conv_rank: int | None = None,
+    ) -> LoRAVector:
+        """The nearest vector of lower rank, module by module; with several limits the strictest counts.
 
-        rank limits every module's rank; energy in (0, 1] keeps the fewest singular values whose squares reach that
-        share of their sum. Without either only redundancy goes and Delta W stays. alpha = rank, singular values are
-        shared evenly by both factors, float32 or wider. ValueError for factors that would be beyond float32.
+        rank limits every module's rank, conv_rank that of convolutions (1x1 too) in its place.
+        energy in (0, 1] keeps the fewest singular values whose squares reach that share of their sum (the square of
+        sd-scripts' sv_fro).
+        sv_ratio, at least 1, keeps the singular values above the largest / sv_ratio.
+        sv_cumulative in (0, 1] keeps the fewest singular values whose sum reaches that share of the sum of all.
+
+        Without any only redundancy goes and Delta W stays. alpha = rank, singular values are shared evenly by both
+        factors, float32 or wider. ValueError for a limit out of its range and factors that would be beyond float32.
         """
-        check_limits(rank, energy)
-        modules = {name: checked(name, truncate(factors, rank, energy)) for name, factors in self.modules.items()}
+        limits = Limits(rank, energy, sv_ratio, sv_cumulative, conv_rank)
+        modules = {name: checked(name, truncate(factors, limits)) for name, factors in self.modules.items()}
         return LoRAVector(modules, self.diffs, changed(self.metadata))
 
 

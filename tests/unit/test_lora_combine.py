@@ -14,7 +14,14 @@ Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
 NORM = "unet.conv_norm_out.weight"
 BIAS = "unet.conv_out.bias"
-DENSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+DENSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "breadcrumbs", "della")
+# Options with which a method leaves a vector that is alone as it is, but for a factor.
+WHOLE = {
+    **dict.fromkeys(["ties", "dare_linear", "dare_ties", "magnitude_prune", "knots"], {"density": 1.0}),
+    "breadcrumbs": {"density": 1.0, "gamma": 0.0},
+    "della": {"density": 1.0, "epsilon": 0.0},
+    "auto_strength": {"per_module": True},
+}
 
 
 def vector(matrix, name=Q, diffs=None):
@@ -139,9 +146,9 @@ def test_sum_equals_the_operators():
 @pytest.mark.parametrize("method", METHODS)
 def test_modules_of_one_vector_alone_zero_and_empty_vectors(method):
     only_b = vector(torch.diag(torch.tensor([3.0, 2, 1, 0.5])), name=K)
-    options = {"density": 1.0} if method in DENSE else {}
+    options = WHOLE.get(method, {})
     mixed = combine([A, only_b], [1.0, 1.0], method, **options)
-    scale = {"slerp": 0.5}.get(method, 1.0)
+    scale = {"slerp": 0.5, "karcher": 0.5, "average": 0.5}.get(method, 1.0)
     torch.testing.assert_close(mixed.delta(Q), scale * A.delta(Q), rtol=1e-5, atol=1e-5)
     if method != "project_out":
         torch.testing.assert_close(mixed.delta(K), scale * only_b.delta(K), rtol=1e-5, atol=1e-5)
@@ -248,7 +255,7 @@ def test_progress_counts_modules_and_can_stop(method):
 
 
 @pytest.mark.parametrize("arguments, options, message", [
-    (([A], [1.0], "median"), {}, "'median' is unknown; use one of dare_linear, "),
+    (([A], [1.0], "median"), {}, "'median' is unknown; use one of auto_strength, average, "),
     (([A], [1.0], "ties"), {"seed": 1}, "ties has no option seed; its options: density, majority_sign_method$"),
     (([A], [1.0], "sum"), {"rank": 1, "t": 2}, "sum has no option t; its options: none"),
     (([], []), {}, "no vectors"),

@@ -12,13 +12,15 @@ from ..vector import LoRAVector
 # Beyond this cosine it is linear interpolation: the great circle through two such directions is ill-defined.
 PARALLEL = 0.9995
 
+Place = Annotated[float, Option("the place between the first vector, 0, and the second, 1", 2, 0, 1)]
+
 
 @method(vectors=2)
 def slerp(
     vectors: Sequence[LoRAVector],
     weights: Sequence[float],
     *,
-    t: Annotated[float, Option("the place between the first vector, 0, and the second, 1", 2, 0, 1)] = 0.5,
+    t: Place = 0.5,
 ) -> Merge:
     """Along the arc from w_a·a to w_b·b, module by module, exact; t is the place on it.
 

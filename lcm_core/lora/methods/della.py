@@ -1,0 +1,52 @@
+"""DELLA (arXiv 2406.11617): drop by magnitude, elect the sign, merge what agrees."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..method import Option, method
+from ..options import Density, MajoritySign, Seed
+from ..pruning import Sparsify, dense, elected_mean, random_mask
+from ..terms import Merge
+from ..vector import LoRAVector
+
+Epsilon = Annotated[float, Option("how much more often a row's largest value stays than its smallest", 6, 0, 1)]
+
+
+@method()
+def della(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    *,
+    density: Density = 0.5,
+    epsilon: Epsilon = 0.2,
+    majority_sign_method: MajoritySign = "total",
+    seed: Seed = 0,
+) -> Merge:
+    """As dare_ties, but in each row of ΔW larger values stay more often, by up to epsilon (DELLA, arXiv 2406.11617).
+
+    MAGPRUNE: of n values the one of rank r by magnitude, 0 the largest, is dropped with chance
+    p = 1 - density - ε/2 + ε r/(n - 1) and else divided by 1 - p. Ranks are within a row, an output of the module.
+
+    Raises ValueError where a chance would be outside of [0, 1].
+    """
+    low, high = density - epsilon / 2, density + epsilon / 2
+    if low <= 0 or high > 1:
+        raise ValueError(
+            f"density {density} and epsilon {epsilon} make chances of {low:g} to {high:g}, and they are in (0, 1]; "
+            "lower epsilon"
+        )
+    return dense(weights, _keep_by_rank(density, epsilon, seed), elected_mean(majority_sign_method))
+
+
+def _keep_by_rank(density: float, epsilon: float, seed: int) -> Sparsify:
+    def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
+        values = matrix.cpu()
+        rank = values.abs().argsort(dim=1, stable=True).argsort(dim=1)
+        chance = density + epsilon * (rank / max(values.shape[1] - 1, 1) - 0.5 * (values.shape[1] > 1))
+        mask = random_mask(name, index, tuple(values.shape), chance, seed)
+        return torch.where(mask, values / chance, 0.0).to(matrix.device)
+
+    return sparsify
