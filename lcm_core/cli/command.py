@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..text import quoted
+
 Result = dict[str, Any]
 Report = Callable[[int, int], None]
 
@@ -21,7 +23,7 @@ class Command:
     """about: one line of help. add_arguments: puts the command's own on its parser. run: arguments -> result.
 
     A result's keys are labels; its values are texts, numbers, lists and dicts of them, or lists of results. What needs
-    torch is imported inside `run`, so that --help is quick.
+    torch is imported inside the functions, so that `lcm-lora --help` is quick.
     """
 
     about: str
@@ -37,6 +39,41 @@ def add_limits(parser: argparse.ArgumentParser, without: str) -> None:
         help=f"share of a module's squared norm to keep, in (0, 1], with the fewest ranks (without --rank and "
         f"--energy: {without})",
     )
+
+
+def add_resizing(parser: argparse.ArgumentParser, without: str) -> None:
+    """`add_limits`, and the further limits of `LoRAVector.compress`."""
+    add_limits(parser, without)
+    parser.add_argument("--conv-rank", type=int, help="the largest rank of a convolution (default: --rank)")
+    parser.add_argument(
+        "--sv-ratio", type=float, help="keep the singular values above the largest divided by that, at least 1"
+    )
+    parser.add_argument(
+        "--sv-cumulative",
+        type=float,
+        help="share of the sum of a module's singular values to keep, in (0, 1]. The strictest limit of all counts",
+    )
+
+
+def limits(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_resizing` asked for, as `combine` takes it."""
+    return {name: getattr(args, name) for name in ("rank", "energy", "sv_ratio", "sv_cumulative", "conv_rank")}
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda or cuda:1 (default cpu)")
+
+
+def checked_device(name: str) -> str:
+    """The device. Raises ValueError, naming what there is, for one that is not there or has no float64."""
+    import torch
+
+    try:
+        float(torch.zeros(1, dtype=torch.float64, device=name))
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"device {quoted(name)} can't be used here; use one of {', '.join(there)}") from error
+    return name
 
 
 def add_output(parser: argparse.ArgumentParser, dialect: str, dtype: str) -> None:

@@ -26,7 +26,8 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the arguments of the chosen one: some are read from code that needs torch."""
     parser = argparse.ArgumentParser(
         prog="lcm-lora",
         description="Arithmetic on LoRA files of every dialect.",
@@ -35,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         own = parsers.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
-        command.add_arguments(own)
+        if name == chosen:
+            command.add_arguments(own)
         own.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
         own.add_argument("--quiet", action="store_true", help="print nothing but errors and what --json asks for")
         own.add_argument("--progress", action="store_true", help="show bars on stderr even if it is not a terminal")
@@ -47,7 +49,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = build_parser(*argv[:1]).parse_args(argv)
+    except ImportError as error:
+        code, message = explained(error)
+        print(f"lcm-lora {argv[0]}: error: {message}", file=sys.stderr)
+        return code
     code = 0
     with told_warnings(args.quiet) as warned:
         try:

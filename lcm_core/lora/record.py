@@ -56,6 +56,18 @@ def call_record(
     return {EXPRESSION: f"{function}({', '.join([*terms, *given])})", **_parents(metadatas, whole)}
 
 
+def combine_record(
+    method: str,
+    metadatas: Sequence[Metadata],
+    weights: Sequence[float],
+    options: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> dict[str, str]:
+    """The record of `combine`: a sum or a call with all of the method's options, compressed where a limit is given."""
+    record = sum_record(metadatas, weights) if method == "sum" else call_record(method, metadatas, weights, **options)
+    return call_record("compress", [record], None, **limits) if any(limits.values()) else record
+
+
 def _terms(metadatas: Sequence[Metadata], weights: Sequence[float]) -> list[str]:
     terms = []
     for metadata, weight in zip(metadatas, weights, strict=True):

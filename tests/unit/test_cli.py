@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lcm_core import cli
 from lcm_core.cli import command, program
-from lcm_core.cli.commands import merge
-from lcm_core.lora import METHODS, Factors, LoRAVector, combine, read_lora, scale_blocks
+from lcm_core.lora import METHODS, Factors, LoRAVector, combine, conflicts, read_lora, scale_blocks
 from lcm_core.lora.names.writing import DIALECTS
 from lcm_core.lora.record import EXPRESSION, PARENTS
 
@@ -98,6 +97,8 @@ def test_merge_weighs_blocks_and_compresses(files, capsys):
     ("dare_linear", {"density": 0.6, "seed": 7}),
     ("slerp", {"t": 0.25}),
     ("project_out", {"per_module": True}),
+    ("np_lora", {"mu": 2.5, "directions": 1}),
+    ("della", {"epsilon": 0.1}),
 ])  # fmt: skip
 def test_merge_by_another_method(files, capsys, method, options):
     flags = []
@@ -108,8 +109,12 @@ def test_merge_by_another_method(files, capsys, method, options):
     assert code == 0
     vectors = [LoRAVector.load("style.safetensors"), LoRAVector.load("lcm.safetensors")]
     assert distance(LoRAVector.load("mix.safetensors"), combine(vectors, [0.8, 1], method, rank=2, **options)) < 1e-5
-    assert f"{method}(0.8*style, 1*lcm, " in result["expression"]
-    assert "rank=2" in result["expression"]
+    whole = METHODS[method].resolved(options)
+    given = ", ".join(f"{name}={value}" for name, value in whole.items())
+    assert result["expression"] == f"compress({method}(0.8*style, 1*lcm, {given}), rank=2)"
+    found = conflicts(vectors, [0.8, 1.0])
+    assert result["cosines"] == {"style.safetensors, lcm.safetensors": pytest.approx(found.cosines[0, 1])}
+    assert result["energy_cancelled"] == pytest.approx(found.cancelled)
 
 
 def test_extract_finds_what_was_added(files, capsys):
@@ -140,6 +145,11 @@ def test_resize_says_how_far_it_is_and_keeps_the_spelling(files, capsys):
     assert (result["dialect"], result["dtype"]) == ("peft", "float32")
     double = whole + whole
     double.save("double.safetensors", dialect="native")
+    _, result, _ = run(capsys, "resize", "double.safetensors", "-o", "few.safetensors", "--sv-ratio", "2",
+                       "--conv-rank", "1", "--sv-cumulative", "0.9", "--device", "cpu")  # fmt: skip
+    few = double.compress(sv_ratio=2.0, conv_rank=1, sv_cumulative=0.9)
+    assert distance(LoRAVector.load("few.safetensors"), few) < 1e-5
+    assert result["expression"] == "compress(double, sv_ratio=2.0, sv_cumulative=0.9, conv_rank=1)"
     _, result, _ = run(capsys, "resize", "double.safetensors", "-o", "single.safetensors")
     assert (result["rank_before"], result["rank"], result["dialect"]) == (8, 4, "native")
     assert result["relative_error"] < 1e-5
@@ -236,6 +246,10 @@ def test_text_is_aligned(files, capsys):
     (["merge", "style.safetensors + other.safetensors", "-o", "o.safetensors"], "add only LoRAs of one architecture"),
     (["merge", MIX, "-o", "o.safetensors", "--density", "0.5"], "sum has no option density"),
     (["merge", MIX, "-o", "o.safetensors", "--rank", "0"], "rank is 0"),
+    (["merge", MIX, "-o", "o.safetensors", "--sv-ratio", "0.5"], "sv_ratio is 0.5; it is a finite number of"),
+    (["merge", MIX, "-o", "o.safetensors", "--device", "cuda:77"], "device 'cuda:77' can't be used here; use one of"),
+    (["resize", "style.safetensors", "-o", "o.safetensors", "--device", "gpu"], "device 'gpu' can't be used here; use"),
+    (["extract", "style.safetensors", "lcm.safetensors", "-o", "o.safetensors", "--device", "meta"], "device 'meta'"),
     (["merge", MIX, "-o", "o.safetensors", "--blocks", "IN99: 1"], "the pattern 'IN99' matches nothing"),
     (["merge", MIX, "-o", "o.safetensors", "--blocks", "*: 0"], "nothing is left to write"),
     (["merge", "1e6*style.safetensors + lcm.safetensors", "-o", "o.safetensors"], "save as float32"),
@@ -329,7 +343,6 @@ def test_bars_are_for_a_terminal(monkeypatch):
 
 
 def test_choices_are_those_of_the_library():
-    assert tuple(METHODS) == merge.METHODS
     assert command.DIALECTS == DIALECTS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command, Result, add_limits, add_output, progress
+from ..command import Command, Result, add_device, add_limits, add_output, checked_device, progress
 from ..output import check_output, save
 
 
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", help="the checkpoint that it was tuned from")
     add_limits(parser, "one of the two is needed")
     parser.add_argument("--diffs", action="store_true", help="keep what changed in biases and norms too")
+    add_device(parser)
     add_output(parser, "kohya", "float16, as trainers write")
 
 
@@ -22,8 +23,11 @@ def run(args: argparse.Namespace) -> Result:
     from ...text import listed
 
     check_output(args, [args.tuned, args.base])
+    device = checked_device(args.device)
     with progress(args, "extract") as report:
-        vector, found = extract(args.tuned, args.base, args.rank, args.energy, diffs=args.diffs, progress=report)
+        vector, found = extract(
+            args.tuned, args.base, args.rank, args.energy, diffs=args.diffs, device=device, progress=report
+        )
     difference = sum_record([file_record(args.tuned), file_record(args.base)], [1, -1])
     record = call_record("extract", [difference], rank=args.rank, energy=args.energy)
     return {

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..command import Command, Result, add_limits, add_output, progress
+from ..command import Command, Result, add_device, add_output, add_resizing, checked_device, limits, progress
 from ..output import check_output, load, save
 
 if TYPE_CHECKING:
     from ...lora import LoRAVector
 
-METHODS = ("sum", "project_out", "slerp", "magnitude_prune", "ties", "dare_linear", "dare_ties")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ...lora import METHODS
+    from ...lora.method import all_options, users_of
+
     parser.add_argument(
         "expression",
         help="a linear expression over files, such as '0.8*style.safetensors + 1.0*lcm.safetensors'. A sign needs "
@@ -23,16 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=METHODS,
+        metavar="METHOD",
         default="sum",
-        help="how the vectors are combined, the expression's coefficients being their weights (default: sum, exact)",
+        help="how the vectors are combined, the expression's coefficients being their weights (default sum): "
+        + " ".join(f"{name}: {method.about}" for name, method in METHODS.items()).replace("%", "%%"),
     )
-    parser.add_argument("--density", type=float, help="share of the values that pruning keeps, in (0, 1] (default 0.5)")
-    parser.add_argument("--seed", type=int, help="of the draws of dare_linear and dare_ties (default 0)")
-    parser.add_argument("--t", type=float, help="slerp's place from the first file, 0, to the second, 1 (default 0.5)")
-    parser.add_argument("--majority-sign", choices=("total", "frequency"), help="the election of ties and dare_ties")
-    parser.add_argument(
-        "--per-module", action="store_true", default=None, help="project_out module by module, not over the whole"
-    )
+    for name, (option, default) in all_options().items():
+        kind: dict[str, Any] = {"type": type(default), "choices": option.choices or None, "metavar": name.upper()}
+        parser.add_argument(
+            f"--{option.flag or name.replace('_', '-')}",
+            dest=name,
+            help=f"{', '.join(users_of(name))}: {option.about} (default {default})",
+            **({"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else kind),
+        )
     parser.add_argument(
         "--blocks",
         type=_block_weight,
@@ -42,45 +46,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of blocks (BASE, IN00-IN11, M00, OUT00-OUT11, other) or modules by name, such as 'OUT*: 0.5' "
         "'*.attn2.*: 0'; the first pattern that matches counts",
     )
-    add_limits(parser, "the sum keeps the sum of the files' ranks, exactly")
+    add_resizing(parser, "the sum keeps the sum of the files' ranks, exactly")
+    add_device(parser)
     add_output(parser, "kohya", "float16, as trainers write")
 
 
 def run(args: argparse.Namespace) -> Result:
     import torch
 
-    from ...lora import combine, parse_expression, scale_blocks
-    from ...lora.record import call_record, file_record, sum_record
+    from ...lora import METHODS, combine, conflicts, parse_expression, scale_blocks
+    from ...lora.method import all_options
+    from ...lora.record import call_record, combine_record, file_record
 
     coefficients = parse_expression(args.expression)
     check_output(args, coefficients)
+    device, chosen = checked_device(args.device), limits(args)
+    given = {name: getattr(args, name) for name in all_options() if getattr(args, name) is not None}
+    options = METHODS[args.method].resolved(given)
     weights = list(coefficients.values())
     vectors = [_load_term(name) for name in coefficients]
     records = [file_record(name) for name in coefficients]
-    given = {
-        "density": args.density,
-        "seed": args.seed,
-        "t": args.t,
-        "majority_sign_method": args.majority_sign,
-        "per_module": args.per_module,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
-    limits = {"rank": args.rank, "energy": args.energy}
     with progress(args, "merge") as report:
         vector = combine(
-            vectors, weights, args.method, progress=report, dtype=getattr(torch, args.dtype), **limits, **options
+            vectors,
+            weights,
+            args.method,
+            progress=report,
+            device=device,
+            dtype=getattr(torch, args.dtype),
+            **chosen,
+            **options,
         )
-    if args.method == "sum":
-        record = sum_record(records, weights)
-    else:
-        record = call_record(args.method, records, weights, **options)
-    if any(limits.values()):
-        record = call_record("compress", [record], **limits)
-    if not args.blocks:
-        exact = (vectors, weights) if args.method == "sum" else None
-        return save(vector, args, record, args.dialect, args.dtype, exact)
-    record = call_record("blocks", [record], **dict(args.blocks))
-    return save(scale_blocks(vector, dict(args.blocks)), args, record, args.dialect, args.dtype)
+    record = combine_record(args.method, records, weights, options, chosen)
+    exact = (vectors, weights) if args.method == "sum" and not args.blocks else None
+    if args.blocks:
+        vector, record = scale_blocks(vector, dict(args.blocks)), call_record("blocks", [record], **dict(args.blocks))
+    result = save(vector, args, record, args.dialect, args.dtype, exact)
+    if len(vectors) > 1:
+        found, names = conflicts(vectors, weights), list(coefficients)
+        result["cosines"] = {f"{names[i]}, {names[j]}": cosine for (i, j), cosine in found.cosines.items()}
+        result["energy_cancelled"] = found.cancelled
+    return result
 
 
 def _load_term(name: str) -> LoRAVector:

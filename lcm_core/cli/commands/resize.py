@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command, Result, add_limits, add_output, progress
+from ..command import Command, Result, add_device, add_output, add_resizing, checked_device, limits, progress
 from ..output import check_output, load, save, spelling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a LoRA file of any dialect")
-    add_limits(parser, "only what is redundant goes")
+    add_resizing(parser, "only what is redundant goes")
+    add_device(parser)
     add_output(parser, "the input's", "the input's")
 
 
@@ -19,11 +20,12 @@ def run(args: argparse.Namespace) -> Result:
     from ...lora.record import call_record, file_record
 
     check_output(args, [args.input])
+    device, chosen = checked_device(args.device), limits(args)
     whole = load(args.input)
-    energy = 1.0 if args.rank is None and args.energy is None else args.energy
+    redundancy = {} if any(chosen.values()) else {"energy": 1.0}
     with progress(args, "compress") as report:
-        vector = combine([whole], [1.0], rank=args.rank, energy=energy, progress=report)
-    record = call_record("compress", [file_record(args.input)], rank=args.rank, energy=args.energy)
+        vector = combine([whole], [1.0], device=device, progress=report, **chosen | redundancy)
+    record = call_record("compress", [file_record(args.input)], **chosen)
     return {"rank_before": whole.rank, **save(vector, args, record, *spelling(args), ([whole], [1.0]))}
 
 
