@@ -1,6 +1,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .checks import checked
+from .combine import Arithmetic, Combine, Expression
 from .distillation import Distill, Finetune
 from .host_loras import remove_leftovers
 from .loading import LoadLCMLoRA
@@ -14,7 +15,7 @@ from .sampling import (
 )
 from .surgery import BlockWeights, Compare, Compress, Extract, Inspect
 from .sweeps import Sweep, SweepGrid
-from .vectors import ApplyVector, Arithmetic, Combine, Expression, LoadVector, SaveVector
+from .vectors import ApplyVector, LoadVector, SaveVector
 
 NODES: list[type[io.ComfyNode]] = [
     checked(node)

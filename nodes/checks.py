@@ -38,12 +38,17 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     return node
 
 
-def check(declared: io.Input, value: object) -> None:
+def check(declared: io.Input, value: object, within: str = "") -> None:
     """ValueError unless the value is what the declared input takes; None is for an optional input that has none."""
-    if value is None and declared.optional:
+    if value is None and (declared.optional or within):
         return
-    name, kind = declared.id, declared.get_io_type()
-    if kind == "INT":
+    name, kind = within or declared.id, declared.get_io_type()
+    if kind == "COMFY_AUTOGROW_V3":
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {quoted(value)}; connect vectors to its sockets")
+        for part, item in value.items():
+            check(declared.template.input, item, f"{name}.{part}")
+    elif kind == "INT":
         if isinstance(value, bool) or not isinstance(value, Integral) or value < declared.min:
             raise ValueError(f"{name} is {quoted(value)}; it must be a whole number of {declared.min} or more")
     elif kind == "FLOAT":

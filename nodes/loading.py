@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from . import host, host_loras
-from .vectors import LEAVE_OUT
+from .inputs import LEAVE_OUT
 
 
 class LoadLCMLoRA(io.ComfyNode):

@@ -15,8 +15,8 @@ from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record
 from ..lcm_core.text import listed, quoted
 from . import host, host_loras, plotting
 from .checks import numbers
+from .inputs import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 from .plotting import ALL
-from .vectors import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 
 NUMBERS = set("0123456789.,+-eE \t\n")
 HIGHLIGHTS = (
@@ -34,13 +34,30 @@ class Compress(io.ComfyNode):
             category=CATEGORY,
             description="Resizes a LoRA to the nearest vector of lower rank: the least ‖τ − τ'‖ with rank ΔW' ≤ rank, "
             "module by module. At rank 0 and energy 1 only what is redundant goes, as after a sum, and τ' = τ.",
-            inputs=[vector_input("lora", "The vector to make smaller."), RANK, ENERGY],
+            inputs=[
+                vector_input("lora", "The vector to make smaller."),
+                RANK,
+                ENERGY,
+                io.Int.Input("conv_rank", default=0, min=0, max=4096, optional=True,
+                             tooltip="The largest rank of a convolution, which needs less or more. 0: as rank."),
+                io.Float.Input("sv_ratio", default=0.0, min=0.0, max=1_000_000.0, step=0.1, optional=True,
+                               tooltip="Drops singular values below the module's largest divided by this, such as 10, "
+                               "as sd-scripts' sv_ratio. 0 drops nothing."),
+                io.Float.Input("sv_cumulative", default=1.0, min=0.01, max=1.0, step=0.001, round=0.0001, optional=True,
+                               tooltip="The share of the sum of the module's singular values that is enough, as "
+                               "sd-scripts' sv_cumulative. 1 drops nothing. The strictest of all limits counts."),
+            ],
             outputs=vector_outputs(),
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, lora, rank, energy):
+    def execute(cls, lora, rank, energy, conv_rank=0, sv_ratio=0.0, sv_cumulative=1.0):
         vector, chosen = host_loras.to_vector(lora), limits(rank, energy)
+        chosen |= {
+            "sv_ratio": sv_ratio or None,
+            "sv_cumulative": sv_cumulative if sv_cumulative != 1 else None,
+            "conv_rank": conv_rank or None,
+        }
         small = vector.compress(**chosen)
         norm = vector.norm()
         error = (vector - small).norm() / norm if norm else 0.0

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..lcm_core.text import listed, quoted
 from . import plotting
 from .checks import numbers
-from .vectors import CATEGORY
+from .inputs import CATEGORY
 
 MAX_PAIRS = 100
 

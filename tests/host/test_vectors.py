@@ -83,8 +83,34 @@ def test_every_node_records_what_it_did(facts):
         "block_weights(style, blocks=M00: 0.5, rest=1.0)",
         "1*style - 0.5*lcm - 0.5*(0.8*style + 1*lcm)",
     ]
+    assert facts["records"]["resized"][0] == "compress(style, sv_ratio=20.0, sv_cumulative=0.5, conv_rank=2)"
+    assert facts["records"]["resized"][1] < 2e-6
     for metadata in facts["records"]["kept by"].values():
         assert metadata["ss_output_name"] == "papercut"
+
+
+def test_a_node_and_the_command_line_record_one_call_alike(facts):
+    node, command = facts["records"]["node"], facts["records"]["command"]
+    options = "density=0.5, seed=0, majority_sign_method=total, epsilon=0.1"
+    assert node[EXPRESSION] == f"compress(della(0.8*style, 1*lcm, {options}), rank=3)"
+    assert node == command
+
+
+def test_a_combination_reports_what_cancels(facts):
+    cosine, cancelled = facts["records"]["conflicts"]
+    assert cosine == f"cosine of a and b: {facts['records']['cosine']:.4f}"
+    assert cancelled.startswith("energy cancelled ") and cancelled.endswith("%")
+
+
+def test_widgets_keep_their_places(facts):
+    """Saved graphs have the values of widgets by position: a new one comes last."""
+    assert facts["widgets"]["Combine"] == [
+        "method", "weight_a", "weight_b", "weight_c", "weight_d", "density", "t", "seed", "majority_sign_method",
+        "per_module", "rank", "energy", "more_weights", "epsilon", "gamma", "mu", "directions", "decay",
+    ]  # fmt: skip
+    assert facts["widgets"]["required"] == ["a", "b", *facts["widgets"]["Combine"][:12]]
+    assert facts["widgets"]["Compress"] == ["rank", "energy", "conv_rank", "sv_ratio", "sv_cumulative"]
+    assert facts["widgets"]["Arithmetic"] == ["lambda_1", "lambda_2", "lambda_3", "more_lambdas"]
 
 
 def test_a_saved_file_has_the_name_that_its_prefix_says(facts):
@@ -218,7 +244,7 @@ def test_a_bad_sweep_is_explained(facts, name, said):
         ("lambda", ["lambda_1 is nan"]),
         ("weight", ["weight_a is nan", "1.0"]),
         ("density", ["density is nan", "0.5"]),
-        ("choice", ["method has no choice 'mean'", "choose one of sum"]),
+        ("choice", ["method has no choice 'mean'", "choose one of auto_strength"]),
         ("dialect", ["dialect has no choice 'webui'", "kohya"]),
         ("literal", ["a is no LORA_MODEL but 'style'", "connect"]),
         ("numbers", ["lora is no LORA_MODEL but {'x': 1}"]),
@@ -226,6 +252,9 @@ def test_a_bad_sweep_is_explained(facts, name, said):
         ("energy", ["energy is nan"]),
         ("rest", ["rest is nan"]),
         ("list", ["3 block weights", "12 (SDXL)"]),
+        ("further", ["more_weights has 2 numbers for 0 further vectors"]),
+        ("epsilon", ["density 0.95 and epsilon 0.2", "lower epsilon"]),
+        ("ratio", ["sv_ratio is 0.5", "at least 1"]),
         ("line", ["'M00'", "numbers"]),
         ("word", ["'M00: half'", "numbers"]),
         ("twice", ["'M00: 0'", "not a new pattern"]),

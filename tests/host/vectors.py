@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from lcm_core import cli  # noqa: E402
 from lcm_core.lora import (  # noqa: E402
     METHODS,
     LoRAVector,
@@ -33,11 +34,15 @@ from lcm_core.lora import (  # noqa: E402
     preset_weights,
     scale_blocks,
 )
+from lcm_core.lora.record import EXPRESSION, PARENTS  # noqa: E402
 from tools.inprocess import Host, load_host  # noqa: E402
 
 Facts = dict[str, object]
 NAN = float("nan")
-OPTIONS = {"density": 0.3, "t": 0.25, "seed": 5, "majority_sign_method": "frequency", "per_module": True}
+OPTIONS = {
+    "density": 0.3, "t": 0.25, "seed": 5, "majority_sign_method": "frequency", "per_module": True, "epsilon": 0.1,
+    "gamma": 0.02, "mu": 2.5, "directions": 3, "decay": 0.5,
+}  # fmt: skip
 METADATA = {"ss_output_name": "papercut", "modelspec.author": "someone", "ss_network_dim": "32"}
 
 
@@ -117,10 +122,7 @@ def equal(bench: Bench) -> Facts:
     }
     for method in METHODS:
         inputs = OPTIONS | {"weight_a": 0.8, "weight_b": 0.5, "rank": 4, "method": method}
-        options = {"density": ["magnitude_prune", "ties", "dare_linear", "dare_ties"], "t": ["slerp"],
-                   "seed": ["dare_linear", "dare_ties"], "majority_sign_method": ["ties", "dare_ties"],
-                   "per_module": ["project_out"]}  # fmt: skip
-        given = {name: OPTIONS[name] for name, methods in options.items() if method in methods}
+        given = {name: OPTIONS[name] for name in METHODS[method].options}
         expected = combine([style, lcm], [0.8, 0.5], method, rank=4, **given)
         facts[method] = apart(bench.run("LCMLoRA_Combine", a=a, b=b, **inputs)[0], expected)
     lists = ", ".join(["1", *["0.5"] * 16]), [1.0, *[0.5] * 16]
@@ -163,7 +165,9 @@ def records(bench: Bench) -> Facts:
     mixed.write_bytes(path.read_bytes())
     digests = {name: hashlib.sha256(bench.lora(name).read_bytes()).hexdigest() for name in ("style", "lcm", "mixed")}
     again = bench.run("LCMLoRA_Arithmetic", a=bench.load("mixed"), b=dict(bench.b), lambda_1=2.0)[0]
-    ties = bench.run("LCMLoRA_Combine", a=bench.a, b=bench.b, method="slerp", weight_b=0.5)[0]
+    ties, conflict = bench.run("LCMLoRA_Combine", a=bench.a, b=bench.b, method="slerp", weight_b=0.5)
+    other = bench.run("LCMLoRA_Combine", a=bench.a, b=bench.b, method="della", weight_a=0.8, rank=3, epsilon=0.1)[0]
+    resized = bench.run("LCMLoRA_Compress", lora=bench.a, conv_rank=2, sv_ratio=20.0, sv_cumulative=0.5)[0]
     weighted = bench.run("LCMLoRA_BlockWeights", lora=bench.a, weights="M00: 0.5")[0]
     expressed = bench.run("LCMLoRA_Expression", expression="style - 0.5*(lcm + b)", b=mix)[0]
     return {
@@ -174,10 +178,38 @@ def records(bench: Bench) -> Facts:
         "plain": metadata(bench.save(dict(bench.b), dtype="bfloat16")),
         "read back": apart(bench.load("mixed"), (0.8 * bench.style + bench.lcm).compress(8)),
         "expressions": [lora.record["lcm_lora.expression"] for lora in (ties, weighted, expressed)],
+        "node": other.record,
+        "command": command_record(bench),
+        "conflicts": conflict.splitlines()[1:],
+        "cosine": bench.style.cosine(bench.lcm),
+        "resized": [resized.record["lcm_lora.expression"], apart(resized, bench.style.compress(
+            conv_rank=2, sv_ratio=20.0, sv_cumulative=0.5))],
         "inspected": bench.run("LCMLoRA_Inspect", lora=bench.load("mixed"))[0],
         "inspected plain": bench.run("LCMLoRA_Inspect", lora=dict(bench.b))[0],
         "kept by": {name: lora.metadata for name, lora in {"mix": mix, "small": small, "ties": ties}.items()},
     }
+
+
+def command_record(bench: Bench) -> dict[str, str]:
+    """What the command line writes for the same call as a node's."""
+    output = bench.folder / "merged.safetensors"
+    expression = f"0.8*'{bench.lora('style')}' + '{bench.lora('lcm')}'"
+    arguments = ["--method", "della", "--epsilon", "0.1", "--rank", "3", "-o", str(output), "--quiet"]
+    assert cli.main(["merge", expression, *arguments]) == 0
+    return {key: text for key, text in metadata(output).items() if key in (EXPRESSION, PARENTS)}
+
+
+def widgets(bench: Bench) -> Facts:
+    """The inputs with a widget of the nodes that graphs keep values of by position, in the front end's order."""
+    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    found: Facts = {}
+    for name in ("Combine", "Compress", "Arithmetic"):
+        declared = bench.host.classes[f"LCMLoRA_{name}"].INPUT_TYPES()
+        both = {**declared["required"], **declared.get("optional", {})}
+        found[name] = [key for key, spec in both.items() if isinstance(spec[0], list) or spec[0] in kinds]
+    required = bench.host.classes["LCMLoRA_Combine"].INPUT_TYPES()["required"]
+    found["required"] = list(required)
+    return found
 
 
 def saving(bench: Bench) -> Facts:
@@ -351,6 +383,9 @@ def refused(bench: Bench) -> Facts:
         "literal": lambda: run("LCMLoRA_Arithmetic", a="style", b=b),
         "numbers": lambda: run("LCMLoRA_Inspect", lora={"x": 1}),
         "three": lambda: run("LCMLoRA_Combine", a=a, b=b, c=a, method="slerp"),
+        "further": lambda: run("LCMLoRA_Combine", a=a, b=b, more_weights="0.5, 1"),
+        "epsilon": lambda: run("LCMLoRA_Combine", a=a, b=b, method="della", density=0.95),
+        "ratio": lambda: run("LCMLoRA_Compress", lora=a, sv_ratio=0.5),
         "energy": lambda: run("LCMLoRA_Compress", lora=a, energy=NAN),
         "rest": lambda: run("LCMLoRA_BlockWeights", lora=a, rest=NAN),
         "list": lambda: run("LCMLoRA_BlockWeights", lora=a, weights="1, 0, 1"),
@@ -373,7 +408,10 @@ def refused(bench: Bench) -> Facts:
     return facts | {"nothing written": sorted(bench.folder.rglob("*")) == before}
 
 
-CHECKS = (imports, equal, extraction, records, saving, in_core, interrupts, pictures, sweeps, refused, expressions)
+CHECKS = (
+    *(imports, equal, extraction, records, widgets, saving, in_core, interrupts),
+    *(pictures, sweeps, refused, expressions),
+)
 
 if __name__ == "__main__":
     host = load_host(Path(sys.argv[1]), Path(sys.argv[2]))
