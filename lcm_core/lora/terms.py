@@ -22,6 +22,9 @@ Terms = Sequence[tuple[int, Factors]]
 # (canonical name, terms) -> the module as factors whose sum it is (none: it is left out), or as a dense Delta W.
 Merge = Callable[[str, Terms], Sequence[Factors] | Tensor]
 
+# Beyond this cosine two directions count as one line: the great circle through them is ill-defined.
+PARALLEL = 0.9995
+
 
 def module_terms(vectors: Sequence[LoRAVector]) -> list[tuple[str, Terms, torch.Size | None]]:
     """(canonical name, terms, None) of every module, then (name, terms as matrices of one row, shape) of every diff."""

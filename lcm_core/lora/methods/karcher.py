@@ -7,9 +7,8 @@ import numpy as np
 
 from ..lowrank import Factors
 from ..method import method
-from ..terms import Merge, Terms, module_products, scaled
+from ..terms import PARALLEL, Merge, Terms, module_products, scaled
 from ..vector import LoRAVector
-from .slerp import PARALLEL
 
 STEPS = 100
 CONVERGED = 1e-12

@@ -6,11 +6,8 @@ from typing import Annotated
 
 from ..lowrank import Factors
 from ..method import Option, method
-from ..terms import Merge, Terms, scaled
+from ..terms import PARALLEL, Merge, Terms, scaled
 from ..vector import LoRAVector
-
-# Beyond this cosine it is linear interpolation: the great circle through two such directions is ill-defined.
-PARALLEL = 0.9995
 
 Place = Annotated[float, Option("the place between the first vector, 0, and the second, 1", 2, 0, 1)]
 
