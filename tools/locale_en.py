@@ -3,6 +3,7 @@
 python tools/locale_en.py COMFYUI BASE
 
 Only the tooltips of outputs are the file's own: they are kept, and a new output's is left empty to be written there.
+Inputs that grow are left out, as only newer hosts have them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def english(nodes: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any
 
 
 def entry(node: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    both = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    inputs = {name: spec for name, spec in both.items() if spec[0] != "COMFY_AUTOGROW_V3"}
     return {
         "display_name": node["display_name"],
         "description": node["description"],

@@ -55,8 +55,9 @@ def texts(entry, path=()):
 
 
 def inputs(node):
-    """name -> (type, options) of an /object_info entry."""
-    return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    """name -> (type, options) of an /object_info entry, without the growing ones that only newer hosts have."""
+    both = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    return {name: spec for name, spec in both.items() if spec[0] != "COMFY_AUTOGROW_V3"}
 
 
 def items(page, heading):

@@ -1,15 +1,21 @@
 """The combine methods that are more than sums and TIES, each against a dense computation."""
 
+import importlib
 import math
+import re
+from pathlib import Path
 
 import peft.utils.merge_utils as peft
 import pytest
 import torch
 
+from lcm_core import cli
 from lcm_core.lora import METHODS, Factors, LoRAVector, combine, conflicts
+from lcm_core.lora import methods as folder
 from lcm_core.lora.method import Option, all_options, method, users_of
 
 Q, CONV, NORM = "unet.mid_block.attentions.0.to_q", "unet.mid_block.resnets.0.conv1", "unet.conv_norm_out.weight"
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {Q: (6, 9), CONV: (5, 3, 3, 3)}
 
 
@@ -262,3 +268,43 @@ def test_a_method_that_would_shift_others_is_refused():
         with pytest.raises(ValueError, match=message):
             method()(function)
     assert "taken" not in METHODS
+
+
+def test_the_document_s_new_method_is_one_new_file(tmp_path, monkeypatch, capsys):
+    """The file of docs/extending.md in the package: Python and the command line have it, with its option."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (tmp_path / "quantile.py").write_text(re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1], encoding="utf-8")
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    importlib.import_module(f"{folder.__name__}.quantile")
+    monkeypatch.chdir(tmp_path)
+    try:
+        mixed = combine([A, B, C], [1.0, -0.5, 2.0], "quantile", q=0.25, rank=99)
+        for name, matrix in matrices(mixed).items():
+            parts = [w * matrices(v)[name] for w, v in ((1.0, A), (-0.5, B), (2.0, C))]
+            torch.testing.assert_close(matrix, torch.quantile(torch.stack(parts), 0.25, dim=0), rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match=r"q is 2; it is the share of .*, in \[0, 1\], such as 0.5"):
+            combine([A, B], [1.0, 1.0], "quantile", q=2)
+        for name, vector in (("a", A), ("b", B)):
+            vector.save(f"{name}.safetensors")
+        command = ["merge", "a.safetensors + b.safetensors", "-o", "mix.safetensors", "--method", "quantile"]
+        assert cli.main([*command, "--q", "0.75", "--quiet"]) == 0
+        record = LoRAVector.load("mix.safetensors").metadata["lcm_lora.expression"]
+        assert record == "quantile(1*a, 1*b, q=0.75)"
+    finally:
+        METHODS.pop("quantile", None)
+
+
+def test_the_documents_say_of_each_method_what_it_says_itself():
+    page = (ROOT / "web" / "docs" / "LCMLoRA_Combine.md").read_text(encoding="utf-8")
+    found = re.findall(r"^- `(\w+)`: (.+)$", page, re.M)
+    assert found == [(name, m.about) for name, m in METHODS.items()]
+    for name, (option, _) in all_options().items():
+        (line,) = re.findall(rf"^- \*\*{name}\*\* .*$", page, re.M)
+        assert f"— {', '.join(users_of(name))}: {option.about}." in line
+    chinese = (ROOT / "web" / "docs" / "LCMLoRA_Combine" / "zh.md").read_text(encoding="utf-8")
+    assert re.findall(r"^- `(\w+)`：", chinese, re.M) == list(METHODS)
+    table = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for name, m in METHODS.items():
+        flags = " ".join("--" + (option.flag or key.replace("_", "-")) for key, option in m.options.items())
+        row = f"| {name} | `{flags}` |" if flags else f"| {name} | |"
+        assert f"\n{row}\n" in table, f"docs/command-line.md lacks the row {row}"
