@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -42,8 +42,10 @@ def reference() -> str:
             parts += [f"### [`{name}`]({link})"]
             if found := [node for node in ast.parse(text).body if getattr(node, "name", None) == name]:
                 parts += described(found[-1], text.splitlines(), name)
+            elif isinstance(values := getattr(module, name), Mapping):
+                parts += ["\n".join(f"- **{key}** {markdown(value.about)}" for key, value in values.items())]
             else:
-                parts += [", ".join(f"`{value}`" for value in getattr(module, name))]
+                parts += [", ".join(f"`{value}`" for value in values)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -51,7 +53,7 @@ def source(module: ModuleType, name: str) -> Path:
     """The file that defines a public name of a package."""
     if home := getattr(getattr(module, name), "__module__", None):
         return Path(str(sys.modules[home].__file__)).resolve()
-    files = Path(str(module.__file__)).resolve().parent.glob("*.py")
+    files = Path(str(module.__file__)).resolve().parent.rglob("*.py")
     return next(file for file in files if re.search(rf"^{name}\b.*=", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
