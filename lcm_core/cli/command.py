@@ -55,6 +55,10 @@ def add_resizing(parser: argparse.ArgumentParser, without: str) -> None:
     )
 
 
+def add_measure(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--measure", action="store_true", help=f"also say {what}, which takes longer")
+
+
 def limits(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_resizing` asked for, as `combine` takes it."""
     return {name: getattr(args, name) for name in ("rank", "energy", "sv_ratio", "sv_cumulative", "conv_rank")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +40,17 @@ def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, 
         )
 
 
-def load(path: str, rank: int | None = None) -> LoRAVector:
-    """A LoRA file as a vector; what its reading had to assume is a warning."""
-    from ..lora import LoRAVector
+@contextmanager
+def opened(*paths: str, rank: int | None = None) -> Iterator[list[LoRAVector]]:
+    """LoRA files as vectors that are read module by module; what their reading had to assume are warnings."""
+    from ..lora.lazy import open_vector
 
-    vector = LoRAVector.load(path, rank)
-    warn_of_notes(path, vector.notes)
-    return vector
+    with ExitStack() as stack:
+        vectors = []
+        for path in paths:
+            vectors.append(stack.enter_context(open_vector(path, rank)))
+            warn_of_notes(path, vectors[-1].notes)
+        yield vectors
 
 
 def warn_of_notes(path: str, notes: Sequence[str]) -> None:
@@ -60,44 +66,58 @@ def save(
     dtype: str,
     exact: tuple[Sequence[LoRAVector], Sequence[float]] | None = None,
 ) -> Result:
-    """Writes the output and says what is in it.
+    """Writes the output, a module at a time where the vector makes them so, and says what is in it.
 
-    With `exact`, the terms and weights of a sum, also how far the file is from it, rounding included.
+    With `exact`, the terms and weights of a sum, also its norm and how far it is from them, rounding included.
     """
     import torch
 
-    from ..lora import LoRAVector, write_lora
+    from ..lora.kinds import role_of
+    from ..lora.lazy import open_vector
+    from ..lora.peft_config import ALPHA_IS_RANK
     from ..lora.record import EXPRESSION
+    from ..lora.saving import keys_of, tensors_of
     from ..lora.terms import sum_norm
+    from ..streaming import write_streamed
 
-    if not vector:
-        raise ValueError("nothing is left to write: every module has weight 0; correct the weights")
-    state = vector.state_dict(dialect, getattr(torch, dtype))
-    written = LoRAVector.from_state_dict(state)
-    error = None
-    if exact is not None:
-        terms, weights = exact
-        whole = sum_norm(terms, weights)
-        error = sum_norm([written, *terms], [1.0, *(-weight for weight in weights)]) / whole if whole else 0.0
+    tally: Counter[str] = Counter()
+
+    def counted() -> Iterator[tuple[str, torch.Tensor]]:
+        for key, tensor in tensors_of(vector, dialect, getattr(torch, dtype)):
+            role = role_of(key)
+            tally["modules"] += role == "down"
+            tally["diffs"] += role in ("diff", "diff_b")
+            tally["parameters"] += tensor.numel() if tensor.ndim else 0
+            tally["rank"] = max(tally["rank"], len(tensor) if role == "down" else 0)
+            yield key, tensor
+        if not tally["modules"] + tally["diffs"]:
+            raise ValueError("nothing is left to write: every module has weight 0; correct the weights")
+
+    metadata = {**vector.metadata, **(ALPHA_IS_RANK if dialect == "peft" else {}), **record}
     try:
-        write_lora(args.output, state, {**vector.metadata, **record}, replace=args.force)
+        write_streamed(args.output, keys_of(vector, dialect), counted(), metadata, replace=args.force)
     except FileExistsError as exists:
         raise ValueError(
             f"{args.output} was made by another program meanwhile; choose another name, or replace it with --force"
         ) from exists
-    return {
+    result: Result = {
         "output": args.output,
         "expression": record[EXPRESSION],
-        "modules": len(written),
-        "diffs": len(written.diffs) or None,
-        "rank": written.rank,
-        "parameters": written.parameters,
-        "norm": written.norm(),
-        "relative_error": error,
+        "modules": tally["modules"],
+        "diffs": tally["diffs"] or None,
+        "rank": tally["rank"],
+        "parameters": tally["parameters"],
         "dialect": dialect,
         "dtype": dtype,
         "bytes": Path(args.output).stat().st_size,
     }
+    if exact is not None:
+        terms, weights = exact
+        with open_vector(args.output) as written:
+            result["norm"], whole = written.norm(), sum_norm(terms, weights)
+            distance = sum_norm([written, *terms], [1.0, *(-weight for weight in weights)])
+        result["relative_error"] = distance / whole if whole else 0.0
+    return result
 
 
 def spelling(args: argparse.Namespace) -> tuple[str, str]:

@@ -6,8 +6,9 @@ A method merges one module at a time, so never more than one module's dense matr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from ..text import quoted, shortened
 from .lowrank import Factors, Limits, check_finite, checked, concatenate, decompose, truncate
+from .mapping import Lazy
 from .metadata import changed
 from .methods import METHODS
-from .terms import Merge, Terms, module_terms
+from .terms import Merge, Site, Terms, diff_sites, diff_terms, module_sites, module_terms
 from .vector import LoRAVector
 
+NO_LIMITS = Limits()
 Progress = Callable[[int, int], None]
 
 
@@ -52,6 +55,42 @@ def combine(
     Raises ValueError for an unknown method or option, no vectors or a number that the method does not take, weights of
     another number or not finite, an option out of its range, and modules whose shapes differ.
     """
+    lazy = combine_lazily(
+        vectors,
+        weights,
+        method,
+        limits=Limits(rank, energy, sv_ratio, sv_cumulative, conv_rank),
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        **options,
+    )
+    modules = {name: factors for name, factors in lazy.modules.items() if factors.rank}
+    diffs = {name: diff for name, diff in lazy.diffs.items() if len(diff)}
+    return LoRAVector(modules, diffs, lazy.metadata)
+
+
+def options_of(method: str) -> list[str]:
+    """The names of a method's own options."""
+    return list(METHODS[method].options)
+
+
+def combine_lazily(
+    vectors: Sequence[LoRAVector],
+    weights: Sequence[float],
+    method: str = "sum",
+    *,
+    limits: Limits = NO_LIMITS,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LoRAVector:
+    """`combine`, whose modules are merged when they are asked for, so that what reads them once keeps one in memory.
+
+    A module that `combine` leaves out has factors of rank 0, a diff no values. Each access merges anew and is one of
+    progress's steps.
+    """
     if method not in METHODS:
         raise ValueError(f"method {quoted(method)} is unknown; use one of {', '.join(METHODS)}")
     METHODS[method].resolved(options)
@@ -62,52 +101,35 @@ def combine(
     for weight in weights:
         if not math.isfinite(weight):
             raise ValueError(f"a weight is {weight}; weights are finite numbers, such as 0.8")
-    limits = Limits(rank, energy, sv_ratio, sv_cumulative, conv_rank)
-
     merge = METHODS[method](vectors, weights, **options)
-    modules: dict[str, Factors] = {}
-    diffs: dict[str, Tensor] = {}
-    for name, merged in _merged(vectors, merge, limits, dtype, device, progress):
-        if isinstance(merged, Tensor):
-            diffs[name] = merged
-        else:
-            modules[name] = merged
-    return LoRAVector(modules, diffs, changed(*(vector.metadata for vector in vectors)))
+    modules, diffs = module_sites(vectors), diff_sites(vectors)
+    done = count(1)
 
-
-def options_of(method: str) -> list[str]:
-    """The names of a method's own options."""
-    return list(METHODS[method].options)
-
-
-def _merged(
-    vectors: Sequence[LoRAVector],
-    merge: Merge,
-    limits: Limits,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    progress: Progress | None,
-) -> Iterator[tuple[str, Factors | Tensor]]:
-    """(canonical name, factors of a module or the tensor of a diff), one after another; nothing is kept here."""
-    found = module_terms(vectors)
-    for done, (name, terms, shape) in enumerate(found, 1):
+    def merged(site: Site, terms: Terms) -> Factors:
         home = terms[0][1].down.device
         moved = [(i, factors.to(device=device)) for i, factors in terms]
-        factors = _finished(name, moved, merge, limits, dtype)
-        factors = None if factors is None else factors.to(device=home)
-        if factors is not None and shape is None:
-            yield name, factors
-        elif factors is not None and shape is not None:
-            diff = factors.delta().reshape(shape)
-            diff = diff if dtype is None else diff.to(dtype)
-            check_finite(name, diff)
-            yield name, diff
+        factors = _finished(site.name, moved, merge, limits, dtype).to(device=home)
         if progress is not None:
-            progress(done, len(found))
+            progress(min(next(done), len(modules) + len(diffs)), len(modules) + len(diffs))
+        return factors
+
+    def diff(site: Site) -> Tensor:
+        row = merged(site, diff_terms(vectors, site))
+        delta = (row.delta() if row.rank else row.up).flatten()
+        delta = delta if dtype is None else delta.to(dtype)
+        if row.rank:
+            check_finite(site.name, delta)
+        return delta
+
+    return LoRAVector(
+        Lazy({site.name: site for site in modules}, lambda site: merged(site, module_terms(vectors, site))),
+        Lazy({site.name: site for site in diffs}, diff),
+        changed(*(vector.metadata for vector in vectors)),
+    )
 
 
-def _finished(name: str, terms: Terms, merge: Merge, limits: Limits, dtype: torch.dtype | None) -> Factors | None:
-    """What `merge` makes of a module, within the limits and in `dtype`; None where the module is left out."""
+def _finished(name: str, terms: Terms, merge: Merge, limits: Limits, dtype: torch.dtype | None) -> Factors:
+    """What `merge` makes of a module, within the limits and in `dtype`; of rank 0 where the module is left out."""
     merged = merge(name, terms)
     if isinstance(merged, Tensor):
         if not torch.isfinite(merged).all():
@@ -117,8 +139,9 @@ def _finished(name: str, terms: Terms, merge: Merge, limits: Limits, dtype: torc
         rank = limits.rank_of(tuple(merged.shape)) or _whole_rank(terms)
         factors = decompose(merged, replace(limits, rank=rank, conv_rank=None))[0]
     elif not merged:
-        return None
-    elif limits == Limits():
+        rows, *rest = terms[0][1].shape
+        return Factors(torch.zeros(0, *rest), torch.zeros(rows, 0, *[1] * (len(rest) - 1)), 0.0)
+    elif limits == NO_LIMITS:
         return concatenate(name, merged, dtype)
     else:
         factors = truncate(concatenate(name, merged), limits)

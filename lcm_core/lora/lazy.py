@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -16,27 +15,9 @@ from .convert import check_vector, module_parts
 from .file import LoRAFile, check_finite, computable, named
 from .kinds import kinds_of
 from .lowrank import Factors
+from .mapping import Lazy
 from .module import Module
 from .vector import LoRAVector
-
-T = TypeVar("T", Factors, Tensor)
-
-
-@dataclass(frozen=True)
-class _Read(Mapping[str, T], Generic[T]):
-    """Name of a part -> the part, out of what `read` makes of the module that holds it."""
-
-    modules: Mapping[str, Module]
-    read: Callable[[Module], Mapping[str, T]]
-
-    def __getitem__(self, name: str) -> T:
-        return self.read(self.modules[name])[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
 
 
 @contextmanager
@@ -52,26 +33,30 @@ def open_vector(path: str | os.PathLike[str], rank: int | None = None) -> Iterat
             metadata, convolutions = file.lasting_metadata, file.projects_by_convolution
 
         def parts_of(module: Module) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-            tensors = {role: computable(key, role, opened.read(key)) for role, key in module.keys.items()}
-            whole = replace(module, tensors=tensors)
+            try:
+                read = {role: opened.read(key) for role, key in module.keys.items()}
+            except OSError as error:
+                reason = error.strerror or error
+                raise ValueError(f"{path} can't be read: {reason}; see to that and try again") from error
             with named(path):
+                tensors = {role: computable(module.keys[role], role, tensor) for role, tensor in read.items()}
+                whole = replace(module, tensors=tensors)
                 check_finite(whole)
                 return module_parts(whole, rank, convolutions)
 
         last = lru_cache(maxsize=1)(lambda index: parts_of(file.modules[index]))
-        index_of = {module.name: i for i, module in enumerate(file.modules)}
-        names: dict[str, Module] = {}
-        diffs: dict[str, Module] = {}
-        for module in file.modules:
+        names: dict[str, int] = {}
+        diffs: dict[str, int] = {}
+        for index, module in enumerate(file.modules):
             for kind in kinds_of(module):
                 flat_weight = kind.parameter == "weight" and "diff" in kind.roles and module.tensors["diff"].ndim < 2
                 if kind.parameter == "weight" and not flat_weight:
-                    names |= dict.fromkeys(module.spelling.parts, module)
+                    names |= dict.fromkeys(module.spelling.parts, index)
                 else:
-                    diffs |= {f"{part}.{kind.parameter}": module for part in module.spelling.parts}
+                    diffs |= {f"{part}.{kind.parameter}": index for part in module.spelling.parts}
         yield LoRAVector(
-            _Read(names, lambda module: last(index_of[module.name])[0]),
-            _Read(diffs, lambda module: last(index_of[module.name])[1]),
+            Lazy({name: (name, index) for name, index in names.items()}, lambda at: last(at[1])[0][at[0]]),
+            Lazy({name: (name, index) for name, index in diffs.items()}, lambda at: last(at[1])[1][at[0]]),
             metadata,
             file.notes,
         )

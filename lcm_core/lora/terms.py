@@ -6,8 +6,8 @@ A norm's or bias's difference counts as a matrix of one row and is treated as a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..text import shortened
 from .lowrank import Factors, concatenate, inner_product, wide
-from .vector import LoRAVector, _aligned
+from .vector import LoRAVector, aligned
 
 # A module's factors with the index of the vector that they come from; vectors without the module (zero) are left out.
 Terms = Sequence[tuple[int, Factors]]
@@ -26,14 +26,35 @@ Merge = Callable[[str, Terms], Sequence[Factors] | Tensor]
 PARALLEL = 0.9995
 
 
-def module_terms(vectors: Sequence[LoRAVector]) -> list[tuple[str, Terms, torch.Size | None]]:
-    """(canonical name, terms, None) of every module, then (name, terms as matrices of one row, shape) of every diff."""
-    modules = _aligned(*({name: (i, factors) for name, factors in v.modules.items()} for i, v in enumerate(vectors)))
-    diffs = _aligned(*({name: (i, diff) for name, diff in v.diffs.items()} for i, v in enumerate(vectors)))
-    return [
-        *((name, terms, None) for name, terms in modules.items()),
-        *((name, [(i, _as_row(d)) for i, d in tensors], tensors[0][1].shape) for name, tensors in diffs.items()),
-    ]
+@dataclass(frozen=True)
+class Site:
+    """A module or diff of several vectors: its canonical name, and (index of a vector, its name there) of each."""
+
+    name: str
+    own: tuple[tuple[int, str], ...]
+
+
+def module_sites(vectors: Sequence[LoRAVector]) -> list[Site]:
+    return _sites([vector.modules for vector in vectors])
+
+
+def diff_sites(vectors: Sequence[LoRAVector]) -> list[Site]:
+    return _sites([vector.diffs for vector in vectors])
+
+
+def _sites(mappings: Sequence[Mapping[str, object]]) -> list[Site]:
+    found = aligned(*({name: (i, name) for name in mapping} for i, mapping in enumerate(mappings)))
+    return [Site(name, tuple(own)) for name, own in found.items()]
+
+
+def module_terms(vectors: Sequence[LoRAVector], site: Site) -> Terms:
+    return [(i, vectors[i].modules[name]) for i, name in site.own]
+
+
+def diff_terms(vectors: Sequence[LoRAVector], site: Site) -> Terms:
+    """A diff's terms as matrices of one row."""
+    diffs = [(i, vectors[i].diffs[name]) for i, name in site.own]
+    return [(i, Factors(d.reshape(1, -1), d.new_ones(1, 1, dtype=wide(d.dtype)), 1.0)) for i, d in diffs]
 
 
 def scaled(name: str, terms: Terms, weights: Sequence[float]) -> list[Factors]:
@@ -63,9 +84,10 @@ def sum_norm(vectors: Sequence[LoRAVector], weights: Sequence[float]) -> float:
     Raises ValueError where a module's shapes differ.
     """
     total = 0.0
-    for name, terms, _ in module_terms(vectors):
-        whole = concatenate(name, scaled(name, terms, weights), torch.float64)
-        total += inner_product(name, whole, whole)
+    for sites, terms_of in ((module_sites(vectors), module_terms), (diff_sites(vectors), diff_terms)):
+        for site in sites:
+            whole = concatenate(site.name, scaled(site.name, terms_of(vectors, site), weights), torch.float64)
+            total += inner_product(site.name, whole, whole)
     return math.sqrt(max(total, 0.0))
 
 
@@ -75,7 +97,3 @@ def _symmetric(items: Sequence, product: Callable[..., float]) -> np.ndarray:
         for j in range(i, len(items)):
             found[i, j] = found[j, i] = product(a, items[j])
     return found
-
-
-def _as_row(diff: Tensor) -> Factors:
-    return Factors(diff.reshape(1, -1), diff.new_ones(1, 1, dtype=wide(diff.dtype)), 1.0)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..files import write_lora
-from ..text import listed, shortened
-from .fusion import fuse, unswapped, unswapped_diff
+from ..text import shortened
 from .lowrank import (
     Factors,
     Limits,
@@ -32,10 +31,10 @@ from .lowrank import (
     truncate,
     wide,
 )
-from .metadata import changed, family_names
+from .metadata import changed
 from .names import flat
-from .names.writing import Written, write_names
 from .peft_config import ALPHA_IS_RANK
+from .saving import tensors_of
 
 T = TypeVar("T")
 
@@ -92,39 +91,9 @@ class LoRAVector:
 
         Raises ValueError for an unknown dialect, a value that dtype can't hold, and in peft for diffs.
         """
-        if dialect == "peft" and self.diffs:
-            raise ValueError(
-                f"PEFT has no name for the {len(self.diffs)} norm and bias differences of this vector "
-                f"({listed(self.diffs)}); save as kohya or native"
-            )
-        whole = [*self.modules, *(name.rpartition(".")[0] for name in self.diffs)]
-
-        def places(names: Iterable[str]) -> list[Written]:
-            return write_names(names, dialect, family_names(self.metadata), whole)
-
-        modules = {
-            place.name: unswapped(fuse(place.name, [self.modules[part] for part in place.parts]), place.swapped)
-            for place in places(self.modules)
-        }
-        fold = dialect == "peft" or (dialect == "kohya" and len({factors.alpha for factors in modules.values()}) > 1)
-        if fold:
-            modules = {name: factors.folded() for name, factors in modules.items()}
-        one_alpha = len({factors.alpha for factors in modules.values()}) == 1
-        down, up = ("lora_A", "lora_B") if dialect == "peft" else ("lora_down", "lora_up")
-        tensors, alphas = {}, {}
-        for name, factors in modules.items():
-            tensors[f"{name}.{down}.weight"] = factors.down
-            tensors[f"{name}.{up}.weight"] = factors.up
-            if dialect == "native" or (dialect == "kohya" and one_alpha):
-                alphas[f"{name}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float64)
-        for kind, role in (("weight", "diff"), ("bias", "diff_b")):
-            there = {name.removesuffix(f".{kind}"): diff for name, diff in self.diffs.items() if name.endswith(kind)}
-            for place in places(there):
-                diff = torch.cat([there[part] for part in place.parts])
-                tensors[f"{place.name}.{role}"] = unswapped_diff(diff, self.modules.get(place.parts[0]), place.swapped)
-        if fold or dtype is not None:
-            tensors = {key: _cast(key, tensor, dtype or tensor.dtype) for key, tensor in tensors.items()}
-        return tensors | {key: _cast(key, alpha, torch.float32) for key, alpha in alphas.items()}
+        alphas = {factors.alpha for factors in self.modules.values()}
+        fold = dialect == "peft" or (dialect == "kohya" and len(alphas) > 1)
+        return dict(tensors_of(self, dialect, dtype, fold))
 
     def save(
         self,
@@ -172,8 +141,8 @@ class LoRAVector:
         """
         if not isinstance(other, LoRAVector):
             return NotImplemented
-        modules = {name: concatenate(name, terms) for name, terms in _aligned(self.modules, other.modules).items()}
-        diffs = {name: _add_diffs(name, terms) for name, terms in _aligned(self.diffs, other.diffs).items()}
+        modules = {name: concatenate(name, terms) for name, terms in aligned(self.modules, other.modules).items()}
+        diffs = {name: _add_diffs(name, terms) for name, terms in aligned(self.diffs, other.diffs).items()}
         return LoRAVector(modules, diffs, changed(self.metadata, other.metadata))
 
     def __sub__(self, other: LoRAVector) -> LoRAVector:
@@ -217,13 +186,12 @@ class LoRAVector:
         Raises ValueError where a module's shapes differ or the result is beyond float64.
         """
         total = 0.0
-        for name, factors in _aligned(self.modules, other.modules).items():
-            if len(factors) == 2:
-                total += inner_product(name, *factors)
-        for name, diffs in _aligned(self.diffs, other.diffs).items():
-            if len(diffs) == 2:
-                check_shapes(name, diffs[0].shape, diffs[1].shape)
-                total += float((diffs[0].double() * diffs[1].double().to(diffs[0].device)).sum())
+        for a, b in _in_both(self.modules, other.modules):
+            total += inner_product(a, self.modules[a], other.modules[b])
+        for a, b in _in_both(self.diffs, other.diffs):
+            x, y = self.diffs[a], other.diffs[b]
+            check_shapes(a, x.shape, y.shape)
+            total += float((x.double() * y.double().to(x.device)).sum())
         if not math.isfinite(total):
             raise ValueError("the inner product of the vectors is beyond float64's range; scale them down first")
         return total
@@ -262,7 +230,14 @@ class LoRAVector:
         return LoRAVector(modules, self.diffs, changed(self.metadata))
 
 
-def _aligned(*mappings: Mapping[str, T]) -> dict[str, list[T]]:
+def _in_both(a: Iterable[str], b: Iterable[str]) -> list[list[str]]:
+    """The names of each module in the one and in the other, of those that are in both."""
+    return [
+        names for names in aligned(*({name: name for name in names} for names in (a, b))).values() if len(names) == 2
+    ]
+
+
+def aligned(*mappings: Mapping[str, T]) -> dict[str, list[T]]:
     """Name -> the entries of the mappings that have it; a flattened name meets its dotted spelling, which is kept."""
     spellings: dict[str, str] = {}
     entries: dict[str, list[T]] = defaultdict(list)
@@ -281,14 +256,3 @@ def _add_diffs(name: str, terms: list[Tensor]) -> Tensor:
         total = total.to(wide(total.dtype)) + term.to(total.device)
     check_finite(name, total)
     return total
-
-
-def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if not all(math.isfinite(end) for end in cast.aminmax()):
-        largest = float(tensor.abs().max())
-        raise ValueError(
-            f"{shortened(key)} reaches {largest:g}, which {cast.dtype} can't hold; "
-            "scale the vector down, or save as float32"
-        )
-    return cast

@@ -182,8 +182,10 @@ def records(bench: Bench) -> Facts:
         "command": command_record(bench),
         "conflicts": conflict.splitlines()[1:],
         "cosine": bench.style.cosine(bench.lcm),
-        "resized": [resized.record["lcm_lora.expression"], apart(resized, bench.style.compress(
-            conv_rank=2, sv_ratio=20.0, sv_cumulative=0.5))],
+        "resized": [
+            resized.record["lcm_lora.expression"],
+            apart(resized, bench.style.compress(conv_rank=2, sv_ratio=20.0, sv_cumulative=0.5)),
+        ],
         "inspected": bench.run("LCMLoRA_Inspect", lora=bench.load("mixed"))[0],
         "inspected plain": bench.run("LCMLoRA_Inspect", lora=dict(bench.b))[0],
         "kept by": {name: lora.metadata for name, lora in {"mix": mix, "small": small, "ties": ties}.items()},

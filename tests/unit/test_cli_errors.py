@@ -16,6 +16,8 @@ from lcm_core import cli
 from lcm_core.cli import program
 from lcm_core.cli.errors import explained
 from lcm_core.lora import Factors, LoRAVector, write_lora
+from lcm_core.lora.saving import tensors_of
+from lcm_core.streaming import TensorFile
 
 ROOT = Path(__file__).parents[2]
 MODULE = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -60,12 +62,12 @@ def allocate(*_):
     (AssertionError("y" * 999), "y; this is a defect of lcm-lora, report this line"),
 ])  # fmt: skip
 def test_every_failure_is_one_line(file, capsys, monkeypatch, failure, message):
-    def load(*_):
+    def open_tensors(*_):
         if isinstance(failure, BaseException):
             raise failure
         return failure()
 
-    monkeypatch.setattr(LoRAVector, "load", load)
+    monkeypatch.setattr("lcm_core.lora.lazy.open_tensors", open_tensors)
     assert cli.main([*MERGE, "--json"]) == 1
     out, err = capsys.readouterr()
     said = json.loads(out)["error"]
@@ -78,7 +80,7 @@ def test_every_failure_is_one_line(file, capsys, monkeypatch, failure, message):
 
 
 def test_a_system_exit_is_no_error_of_ours(file, monkeypatch):
-    monkeypatch.setattr(LoRAVector, "load", lambda *_: sys.exit(7))
+    monkeypatch.setattr("lcm_core.lora.lazy.open_tensors", lambda *_: sys.exit(7))
     with pytest.raises(SystemExit):
         cli.main(MERGE)
     assert explained(KeyboardInterrupt()) == (130, "interrupted")
@@ -163,15 +165,26 @@ def test_warnings_of_others_are_left_as_they_are(file, capsys, monkeypatch):
     assert err == ""
 
 
+def test_an_input_that_fails_while_the_output_is_written_is_named(file, capsys, monkeypatch):
+    def read(opened, key):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(TensorFile, "read", read)
+    assert cli.main(MERGE) == 1
+    assert (
+        "error: a.safetensors can't be read: Input/output error; see to that and try again" in capsys.readouterr().err
+    )
+    assert [path.name for path in file.parent.iterdir()] == ["a.safetensors"]
+
+
 def test_a_file_made_meanwhile_is_kept_without_force(file, capsys, monkeypatch):
-    state_dict = LoRAVector.state_dict
     output = file.with_name("o.safetensors")
 
     def late(*arguments):
         output.write_bytes(b"theirs")
-        return state_dict(*arguments)
+        return tensors_of(*arguments)
 
-    monkeypatch.setattr(LoRAVector, "state_dict", late)
+    monkeypatch.setattr("lcm_core.lora.saving.tensors_of", late)
     assert cli.main(MERGE) == 1
     assert "o.safetensors was made by another program meanwhile; choose another name" in capsys.readouterr().err
     assert output.read_bytes() == b"theirs"

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from ..command import Command, Result
-from ..output import header, load, warn_of_notes
+from ..output import header, warn_of_notes
 
 if TYPE_CHECKING:
     from ...lora import LoRAVector
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from ...lora import block_cosines
+    from ...lora import LoRAVector, block_cosines
     from ...lora.file import LoRAFile, named
 
     result: Result = {"files": []}
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Result:
             result["files"].append(_description(path, file))
     if len(args.files) == 1 and not args.norms:
         return result
-    vectors = {path: load(path) for path in args.files}
+    vectors = {path: LoRAVector.load(path) for path in args.files}
     if args.norms:
         for found, vector in zip(result["files"], vectors.values(), strict=True):
             found |= _norms(vector)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from ..command import Command, Result, add_device, add_output, add_resizing, checked_device, limits, progress
-from ..output import check_output, load, save
-
-if TYPE_CHECKING:
-    from ...lora import LoRAVector
+from ..command import (
+    Command,
+    Result,
+    add_device,
+    add_measure,
+    add_output,
+    add_resizing,
+    checked_device,
+    limits,
+    progress,
+)
+from ..output import check_output, opened, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'*.attn2.*: 0'; the first pattern that matches counts",
     )
     add_resizing(parser, "the sum keeps the sum of the files' ranks, exactly")
+    add_measure(parser, "the norm, how far a sum's file is from it, and how the terms conflict")
     add_device(parser)
     add_output(parser, "kohya", "float16, as trainers write")
 
@@ -54,49 +63,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     import torch
 
-    from ...lora import METHODS, combine, conflicts, parse_expression, scale_blocks
+    from ...lora import METHODS, LoRAVector, conflicts, parse_expression, scale_blocks
+    from ...lora.combine import combine_lazily
+    from ...lora.lowrank import Limits
     from ...lora.method import all_options
     from ...lora.record import call_record, combine_record, file_record
 
     coefficients = parse_expression(args.expression)
+    names, weights = list(coefficients), list(coefficients.values())
     check_output(args, coefficients)
     device, chosen = checked_device(args.device), limits(args)
     given = {name: getattr(args, name) for name in all_options() if getattr(args, name) is not None}
     options = METHODS[args.method].resolved(given)
-    weights = list(coefficients.values())
-    vectors = [_load_term(name) for name in coefficients]
-    records = [file_record(name) for name in coefficients]
-    with progress(args, "merge") as report:
-        vector = combine(
+    _check_terms(names)
+    record = combine_record(args.method, [file_record(name) for name in names], weights, options, chosen)
+    with opened(*names) as vectors, progress(args, "merge") as report:
+        vector = combine_lazily(
             vectors,
             weights,
             args.method,
-            progress=report,
-            device=device,
+            limits=Limits(**chosen),
             dtype=getattr(torch, args.dtype),
-            **chosen,
+            device=device,
+            progress=report,
             **options,
         )
-    record = combine_record(args.method, records, weights, options, chosen)
-    exact = (vectors, weights) if args.method == "sum" and not args.blocks else None
-    if args.blocks:
-        vector, record = scale_blocks(vector, dict(args.blocks)), call_record("blocks", [record], **dict(args.blocks))
-    result = save(vector, args, record, args.dialect, args.dtype, exact)
-    if len(vectors) > 1:
-        found, names = conflicts(vectors, weights), list(coefficients)
-        result["cosines"] = {f"{names[i]}, {names[j]}": cosine for (i, j), cosine in found.cosines.items()}
-        result["energy_cancelled"] = found.cancelled
+        if args.blocks:
+            vector = scale_blocks(LoRAVector(dict(vector.modules), vector.diffs, vector.metadata), dict(args.blocks))
+            record = call_record("blocks", [record], **dict(args.blocks))
+        is_sum = args.measure and args.method == "sum" and not args.blocks
+        result = save(vector, args, record, args.dialect, args.dtype, (vectors, weights) if is_sum else None)
+        if args.measure and len(vectors) > 1:
+            found = conflicts(vectors, weights)
+            result["cosines"] = {f"{names[i]}, {names[j]}": cosine for (i, j), cosine in found.cosines.items()}
+            result["energy_cancelled"] = found.cancelled
     return result
 
 
-def _load_term(name: str) -> LoRAVector:
-    try:
-        return load(name)
-    except FileNotFoundError as error:
-        hint = "correct the path"
-        if "-" in name or "/" in name:
-            hint += ", or write 'a - b' and 'a / 2' with spaces: a name takes in every - and / up to the next space"
-        raise ValueError(f"there is no file {name!r}; {hint}") from error
+def _check_terms(names: list[str]) -> None:
+    for name in names:
+        if not Path(name).exists():
+            hint = "correct the path"
+            if "-" in name or "/" in name:
+                hint += ", or write 'a - b' and 'a / 2' with spaces: a name takes in every - and / up to the next space"
+            raise ValueError(f"there is no file {name!r}; {hint}")
 
 
 def _block_weight(text: str) -> tuple[str, float]:

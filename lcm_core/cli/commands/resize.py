@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..command import Command, Result, add_device, add_output, add_resizing, checked_device, limits, progress
-from ..output import check_output, load, save, spelling
+from ..output import check_output, opened, save, spelling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,17 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from ...lora import combine
+    from ...lora.combine import combine_lazily
+    from ...lora.lowrank import Limits
     from ...lora.record import call_record, file_record
 
     check_output(args, [args.input])
     device, chosen = checked_device(args.device), limits(args)
-    whole = load(args.input)
-    redundancy = {} if any(chosen.values()) else {"energy": 1.0}
-    with progress(args, "compress") as report:
-        vector = combine([whole], [1.0], device=device, progress=report, **chosen | redundancy)
     record = call_record("compress", [file_record(args.input)], **chosen)
-    return {"rank_before": whole.rank, **save(vector, args, record, *spelling(args), ([whole], [1.0]))}
+    wanted = chosen if any(chosen.values()) else {"energy": 1.0}
+    with opened(args.input) as (whole,), progress(args, "compress") as report:
+        small = combine_lazily([whole], [1.0], limits=Limits(**wanted), device=device, progress=report)
+        result = save(small, args, record, *spelling(args), ([whole], [1.0]))
+        return {"rank_before": whole.rank, **result}
 
 
 COMMAND = Command("Lowers the rank of a LoRA, and says how far that is from it.", add_arguments, run)
