@@ -214,7 +214,7 @@ def _notes(keys: Iterable[str], modules: Iterable[Module], metadata: Mapping[str
 def _leaves_alpha_open(module: Module) -> bool:
     """Whether a module has PEFT's names, which have none for alpha, and neither the file nor its config an alpha."""
     down = module.keys.get("down", "")
-    return ".lora_A" in down and "alpha" not in module.keys and alpha_of(module.name, module.config) is None
+    return ".lora_A" in down and "alpha" not in module.keys and alpha_of(module.spelling.dotted, module.config) is None
 
 
 def _native_names(modules: Iterable[Module]) -> dict[str, str]:

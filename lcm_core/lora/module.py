@@ -46,7 +46,7 @@ class Module:
         """The alpha of alpha/rank: the file's, else by PEFT's config, else the rank."""
         stored = self.tensors.get("alpha")
         if stored is None:
-            configured = alpha_of(self.name, self.config)
+            configured = alpha_of(self.spelling.dotted, self.config)
             alpha = float(rank) if configured is None else configured
             if configured is not None and uses_rslora(self.name, self.config):
                 alpha *= math.sqrt(rank)

@@ -47,7 +47,7 @@ def adapter_config(metadata: Mapping[str, str]) -> Config:
 
 
 def module_number(name: str, config: Config, patterns: str, *entries: str) -> float | None:
-    """PEFT's number for a module: by `patterns` (a path or its end), else the first of the entries that is there."""
+    """PEFT's number for a module, by its dotted name in the file: by `patterns` (a path or its end), else the first of the entries that is there."""
     component, _, path = name.partition(".")
 
     def entry(key: str) -> object:
@@ -56,8 +56,8 @@ def module_number(name: str, config: Config, patterns: str, *entries: str) -> fl
     found: object = next((entry(key) for key in entries if entry(key) is not None), None)
     by_module = entry(patterns)
     for pattern, value in by_module.items() if isinstance(by_module, dict) else ():
-        ending = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", ending):
+        ending = re.sub(r"\\([.-])", r"\1", pattern.removeprefix("^").removesuffix("$"))
+        if not re.fullmatch(r"[\w.-]+", ending):
             raise ValueError(f"{patterns} {quoted(pattern)} is not a module path; write one pattern per module path")
         if ending in (name, path) if pattern.startswith("^") else f".{name}".endswith(f".{ending}"):
             found = value

@@ -55,7 +55,7 @@ def _scale(module: Module) -> float:
     rank = _rank(module)
     if rank is not None:
         return module.scale(rank)
-    rank = int(module_number(module.name, module.config, "rank_pattern", "r") or 0)
+    rank = int(module_number(module.spelling.dotted, module.config, "rank_pattern", "r") or 0)
     if rank < 0:
         raise ValueError(f"r of {shortened(module.name)} is {rank} in the adapter's metadata; it is at least 1")
     return module.scale(rank) if rank and "alpha" not in module.tensors else 1.0
