@@ -87,7 +87,8 @@ class LoRAVector:
         """Tensors under a dialect's names; dtype None keeps the factors' own.
 
         native carries each module's alpha. peft folds alpha into `up` (its readers take alpha = rank). So does kohya
-        where alphas differ, since diffusers misreads those; without an alpha every reader takes the rank.
+        where alphas differ, since diffusers misreads those; without an alpha every reader takes the rank, but for
+        diffusers' of Wan, so that a transformer's file has an alpha, the rank, all the same.
 
         Raises ValueError for an unknown dialect, a value that dtype can't hold, and in peft for diffs.
         """
