@@ -1,0 +1,148 @@
+"""Files of ours in diffusers' pipelines of every transformer, and files of theirs read by us."""
+
+import re
+
+import diffusers
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from tiny_transformers import NETWORKS, build, layers, pipeline
+
+from lcm_core.lora import Factors, LoRAVector
+from lcm_core.lora.fusion import part_rows
+from lcm_core.lora.names import read_name
+from lcm_core.lora.names.writing import write_names
+
+# What diffusers' own converters of trainers' names have a place for. They take Flux' widths to be the real ones, so its
+# `linear1` has a test of its own.
+BLOCKS = r"transformer_blocks|single_.*(norm|proj_out)"
+KOHYA = {
+    "Flux": BLOCKS,
+    "Chroma": BLOCKS,
+    "Flux.2": r"(single_)?transformer_blocks|x_embedder|context_embedder|time_guidance_embed.timestep|proj_out",
+    "Qwen-Image": r"",
+    "Wan": r"blocks",
+    "Z-Image": r"layers|noise_refiner|context_refiner|t_embedder|cap_embedder",
+}
+LUMINA2_FINAL = r"norm_out\.linear_[12]"  # Cosmos has other layers of these names
+
+
+def of_network(network):
+    """Name of a family."""
+    return network.removesuffix(" VACE")
+
+
+def readable(network, transformer, chosen=""):
+    names = [name for name in layers(transformer) if re.match(chosen, name)]
+    return {name for name in names if network != "Lumina 2" or not re.fullmatch(LUMINA2_FINAL, name)}
+
+
+def vector_of(network, transformer, names, alpha=3.0):
+    """A vector with a LoRA of rank 2 for each of these layers: q, k and v that one weight of the original network holds
+    have one `down`, as a fused LoRA's have, and alpha is not the rank."""
+    generator = torch.Generator().manual_seed(0)
+    spellings = {name: read_name(f"transformer.{name}") for name in sorted(names)}
+    parts = {part: name for name, spelling in spellings.items() for part in spelling.parts}
+    modules = {}
+    for place in write_names(parts, "native", [of_network(network)]):
+        for part in place.parts:
+            weight = transformer.get_submodule(parts[part]).weight
+            count = len(spellings[parts[part]].parts)
+            rows = part_rows(part, count, len(weight), weight[0].numel()) if count > 1 else [len(weight)]
+            up = torch.randn(rows[spellings[parts[part]].parts.index(part)], 2, *[1] * (weight.ndim - 2),
+                             generator=generator)  # fmt: skip
+            down = torch.randn(2, *weight.shape[1:], generator=generator)
+            down = modules[place.parts[0]].down if place.parts[0] in modules else down
+            modules[part] = Factors(down, up, alpha)
+    return LoRAVector(modules, {}, {"lcm_lora.families": of_network(network)})
+
+
+def loaded(transformer):
+    """Path -> Delta W of every layer that has an adapter."""
+    return {
+        name: module.get_delta_weight(*module.scaling).detach()
+        for name, module in transformer.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+
+
+def expected(vector, name):
+    """Delta W of a layer of diffusers: its parts' rows, the halves exchanged where diffusers has them the other way."""
+    spelling = read_name(f"transformer.{name}")
+    delta = torch.cat([vector.delta(part) for part in spelling.parts])
+    return delta.roll(len(delta) // 2, 0) if spelling.swapped and len(delta) == 2 * delta[0].numel() else delta
+
+
+def assert_loaded(transformer, vector, names):
+    found = loaded(transformer)
+    assert found.keys() == names
+    for name, delta in found.items():
+        torch.testing.assert_close(delta, expected(vector, name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_pipeline_loads_every_layer_of_a_peft_file(network, tmp_path):
+    transformer = build(network)
+    names = readable(network, transformer)
+    vector = vector_of(network, transformer, names)
+    vector.save(tmp_path / "lora.safetensors", "peft")
+    pipeline(network, transformer).load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    assert_loaded(transformer, vector, names)
+
+
+@pytest.mark.parametrize("alphas", ["one alpha", "an alpha each"])
+@pytest.mark.parametrize("network", KOHYA)
+def test_a_pipeline_loads_what_it_knows_of_a_kohya_file(network, alphas, tmp_path):
+    """Their converters split q, k and v, and exchange halves, by themselves."""
+    transformer = build(network)
+    names = readable(network, transformer, KOHYA[network])
+    vector = vector_of(network, transformer, names)
+    if alphas == "an alpha each":
+        vector = vector + LoRAVector(dict(list(vector.modules.items())[::2]))
+    vector.save(tmp_path / "lora.safetensors", "kohya")
+    pipeline(network, transformer).load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    assert_loaded(transformer, vector, names)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_diffusers_splits_flux_linear1_as_we_do(shared, tmp_path):
+    rows = {"attn.to_q": 3072, "attn.to_k": 3072, "attn.to_v": 3072, "proj_mlp": 12288}
+    down = torch.randn(2, 3072)
+    vector = LoRAVector({
+        f"transformer.single_transformer_blocks.37.{leaf}": Factors(
+            down if shared else torch.randn(2, 3072), torch.randn(count, 2), 3.0
+        )
+        for leaf, count in rows.items()
+    }, {}, {"lcm_lora.families": "Flux"})  # fmt: skip
+    vector.save(tmp_path / "lora.safetensors", "kohya")
+    theirs = diffusers.FluxPipeline.lora_state_dict(tmp_path, weight_name="lora.safetensors")
+    assert theirs.keys() == {f"{name}.lora_{factor}.weight" for name in vector.modules for factor in "AB"}
+    assert (LoRAVector.from_state_dict(theirs) - vector).norm() < 1e-5 * vector.norm()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_a_pipeline_saves_is_read_back(network, tmp_path):
+    """With ranks and alphas of some modules, in the metadata, by diffusers' paths."""
+    torch.manual_seed(0)
+    transformer = build(network)
+    names = sorted(readable(network, transformer))
+    patterns = {name if i % 2 else f"^{re.escape(name)}$": 5 for i, name in enumerate(names[::3])}
+    config = LoraConfig(
+        r=3,
+        lora_alpha=2,
+        target_modules=names,
+        init_lora_weights=False,
+        rank_pattern=dict.fromkeys(names[::2], 2),
+        alpha_pattern=patterns,
+    )
+    transformer.add_adapter(config)
+    pipe = pipeline(network, transformer)
+    metadata = {key: value for key, value in config.to_dict().items() if key != "task_type"}
+    pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(transformer), transformer_lora_adapter_metadata=metadata)
+    vector = LoRAVector.load(tmp_path / "pytorch_lora_weights.safetensors")
+    found = loaded(transformer)
+    assert vector.modules.keys() == {part for name in names for part in read_name(f"transformer.{name}").parts}
+    for name in names:
+        torch.testing.assert_close(found[name], expected(vector, name), rtol=1e-4, atol=1e-4)
