@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.ltx2 import connectors
 
 from lcm_core.lora import LoRAVector, block_norms, names
 from lcm_core.lora.file import LoRAFile
@@ -29,7 +30,8 @@ NETWORKS = {
     "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}),
     "Z-Image": ("ZImageTransformer2DModel", {}),
     "Stable Diffusion 3": (
-        "SD3Transformer2DModel", {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"},
+        "SD3Transformer2DModel",
+        {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"},
     ),
     "AuraFlow": ("AuraFlowTransformer2DModel", {}),
     "PixArt": ("PixArtTransformer2DModel", {}),
@@ -40,7 +42,18 @@ NETWORKS = {
     "Cosmos Predict2": ("CosmosTransformer3DModel", {}),
     "Krea 2": ("Krea2Transformer2DModel", {}),
     "Lumina 2": ("Lumina2Transformer2DModel", {}),
-}  # fmt: skip
+    "LTX-2": ("LTX2VideoTransformer3DModel", {"gated_attn": True, "audio_gated_attn": True, "num_layers": 2}),
+    "Kandinsky 5": ("Kandinsky5Transformer3DModel", {"num_visual_blocks": 2}),
+    "ACE-Step 1.5": ("AceStepTransformer1DModel", {}),
+    "ERNIE-Image": ("ErnieImageTransformer2DModel", {}),
+    "HunyuanVideo 1.5": ("HunyuanVideo15Transformer3DModel", {}),
+    "HunyuanImage": (
+        "HunyuanImageTransformer2DModel",
+        {"text_embed_2_dim": 1472, "use_meanflow": True, "guidance_embeds": True},
+    ),
+}
+# What two networks of the host and of diffusers call alike, and so is left out.
+UNREAD = {"Lumina 2": ("norm_out.",), "ERNIE-Image": ("time_embedding.",)}  # fmt: skip
 LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
@@ -50,8 +63,7 @@ def test_every_layer_of_diffusers_network_is_known_and_written_back(family):
     with torch.device("meta"):
         network = getattr(diffusers, kind)(**config)
     layers = [name for name, module in network.named_modules() if isinstance(module, LAYERS)]
-    if family == "Lumina 2":
-        layers = [name for name in layers if not name.startswith("norm_out.")]
+    layers = [name for name in layers if not name.startswith(UNREAD.get(family, ("?",)))]
     assert all(canonical_paths(layer) for layer in layers)
     for prefix in ("transformer.", "", "base_model.model.", "transformer.base_model.model."):
         read = [read_name(prefix + layer) for layer in layers]
@@ -62,6 +74,25 @@ def test_every_layer_of_diffusers_network_is_known_and_written_back(family):
     assert len(set(parts)) == len(parts)
     written = {place.name for place in write_names(parts, "peft", [family])}
     assert written == {f"transformer.{layer}" for layer in layers}
+
+
+@pytest.mark.parametrize(("family", "part", "kind", "config"), [
+    ("Anima", "text_conditioner", "AnimaTextConditioner", {"source_dim": 32, "target_dim": 16}),
+    ("LTX-2", "connectors", "LTX2TextConnectors", {
+        "video_gated_attn": True, "audio_gated_attn": True, "caption_channels": 8, "text_proj_in_factor": 1,
+    }),
+])  # fmt: skip
+def test_what_diffusers_keeps_beside_the_transformer_is_the_network_s(family, part, kind, config):
+    module = getattr(diffusers, kind, None) or getattr(connectors, kind)
+    with torch.device("meta"):
+        network = module(**config)
+    layers = [f"{part}.{name}" for name, layer in network.named_modules() if isinstance(layer, LAYERS)]
+    layers = [name for name in layers if "text_proj_in" not in name]  # of ComfyUI's text encoder
+    parts = [part for layer in layers for part in read_name(layer).parts]
+    assert {place.name for place in write_names(parts, "peft", [family])} == set(layers)
+    written = {place.name for place in write_names(parts, "native", [family])}
+    assert all(name.startswith(("diffusion_model.llm_adapter.", "diffusion_model.video_embeddings_connector.",
+                                "diffusion_model.audio_embeddings_connector.")) for name in written)  # fmt: skip
 
 
 @pytest.mark.parametrize("dialect", ["native", "kohya", "peft"])
@@ -183,7 +214,8 @@ def test_diffusers_norm_out_is_the_originals_with_its_halves_exchanged():
     }
     one, same = LoRAVector.from_state_dict(file), LoRAVector.from_state_dict(other)
     assert (one - same).norm() == 0
-    assert one.metadata["lcm_lora.families"] == "Flux, Flux.2, HunyuanVideo, Stable Diffusion 3, AuraFlow, Qwen-Image"
+    told = "Flux, Flux.2, HunyuanVideo, HunyuanVideo 1.5, HunyuanImage, Stable Diffusion 3, AuraFlow, Qwen-Image"
+    assert one.metadata["lcm_lora.families"] == told
     assert torch.equal(one.state_dict("native")[f"{theirs}.diff_b"], file[f"{theirs}.diff_b"])
     flux = LoRAVector.from_state_dict(file | lora("single_blocks.0.modulation.lin", 12, 4)).state_dict("native")
     assert torch.equal(flux[f"diffusion_model.{original}.diff_b"], other[f"{original}.diff_b"])

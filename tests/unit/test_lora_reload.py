@@ -5,9 +5,11 @@ import re
 import diffusers
 import pytest
 import torch
+from diffusers.loaders import lora_pipeline
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from test_lora_names import FAMILIES, UNREAD
 from tiny_transformers import NETWORKS, build, layers, pipeline
 
 from lcm_core.lora import Factors, LoRAVector
@@ -26,7 +28,6 @@ KOHYA = {
     "Wan": r"blocks",
     "Z-Image": r"layers|noise_refiner|context_refiner|t_embedder|cap_embedder",
 }
-LUMINA2_FINAL = r"norm_out\.linear_[12]"  # Cosmos has other layers of these names
 
 
 def of_network(network):
@@ -36,7 +37,7 @@ def of_network(network):
 
 def readable(network, transformer, chosen=""):
     names = [name for name in layers(transformer) if re.match(chosen, name)]
-    return {name for name in names if network != "Lumina 2" or not re.fullmatch(LUMINA2_FINAL, name)}
+    return {name for name in names if not name.startswith(UNREAD.get(network, ("?",)))}
 
 
 def vector_of(network, transformer, names, alpha=3.0):
@@ -146,3 +147,34 @@ def test_what_a_pipeline_saves_is_read_back(network, tmp_path):
     assert vector.modules.keys() == {part for name in names for part in read_name(f"transformer.{name}").parts}
     for name in names:
         torch.testing.assert_close(found[name], expected(vector, name), rtol=1e-4, atol=1e-4)
+
+
+# The reader, the prefix of the original's names, and which of its layers the reader has a place for.
+ORIGINALS = {
+    "LTX-Video": (diffusers.LTXPipeline, "diffusion_model.", r"transformer_blocks"),
+    "LTX-2": (diffusers.LTX2Pipeline, "diffusion_model.", r"(?!.*connector)"),
+    "HiDream": (diffusers.HiDreamImagePipeline, "diffusion_model.", r"\w+_stream_blocks"),
+    "Anima": (lora_pipeline.AnimaLoraLoaderMixin, "diffusion_model.", r""),
+    "Krea 2": (diffusers.Krea2Pipeline, "diffusion_model.", r""),
+    "ACE-Step 1.5": (diffusers.AceStepPipeline, "base_model.model.", r"layers"),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_diffusers_renames_the_original_names_as_we_do(name):
+    """Of networks without fused weights, so that names are all there is to it."""
+    pipe, prefix, known = ORIGINALS[name]
+    paths = [path.format(3, 1) for path in FAMILIES[name].paths() if re.match(known, path)]
+    vector = LoRAVector(
+        {f"transformer.{path}": Factors(torch.randn(2, 4), torch.randn(6, 2), 2.0) for path in paths},
+        {},
+        {"lcm_lora.families": name},
+    )
+    file = {
+        key.replace("diffusion_model.decoder.", prefix).replace(".lora_down", ".lora_A").replace(".lora_up", ".lora_B"):
+        tensor for key, tensor in vector.state_dict("native").items() if not key.endswith("alpha")
+    }  # fmt: skip
+    theirs, ours = pipe.lora_state_dict(dict(file)), vector.state_dict("peft")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
+    assert (LoRAVector.from_state_dict(file) - vector).norm() == 0

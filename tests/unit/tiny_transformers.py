@@ -42,6 +42,23 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "LTX-Video": ("LTXPipeline", "LTXVideoTransformer3DModel", {
         **ONE, "cross_attention_dim": 16, "caption_channels": 12,
     }),
+    "LTX-2": ("LTX2Pipeline", "LTX2VideoTransformer3DModel", {
+        **ONE, "cross_attention_dim": 16, "caption_channels": 12, "audio_in_channels": 4, "cross_attn_mod": True,
+        "audio_attention_head_dim": 4, "audio_cross_attention_dim": 8, "gated_attn": True, "audio_gated_attn": True,
+        "audio_cross_attn_mod": True, "audio_num_attention_heads": 2,
+    }),
+    "Kandinsky 5": ("Kandinsky5T2VPipeline", "Kandinsky5Transformer3DModel", {
+        "in_text_dim": 12, "in_text_dim2": 10, "time_dim": 8, "model_dim": 16, "ff_dim": 20, "num_text_blocks": 1,
+        "num_visual_blocks": 1, "axes_dims": (2, 2, 4),
+    }),
+    "ACE-Step 1.5": ("AceStepPipeline", "AceStepTransformer1DModel", {
+        "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 1, "in_channels": 12, "audio_acoustic_hidden_dim": 4,
+    }),
+    "ERNIE-Image": ("ErnieImagePipeline", "ErnieImageTransformer2DModel", {
+        "hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 20, "in_channels": 4,
+        "out_channels": 4, "text_in_dim": 12, "rope_axes_dim": (2, 2, 4),
+    }),
     "HiDream": ("HiDreamImagePipeline", "HiDreamImageTransformer2DModel", {
         **ONE, "num_single_layers": 1, "patch_size": 2, "caption_channels": [12, 12], "text_emb_dim": 10,
         "num_routed_experts": 2, "num_activated_experts": 1, "axes_dims_rope": (2, 2, 4), "llama_layers": [0, 0],

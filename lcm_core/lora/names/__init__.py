@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .family import BESIDE
 from .table import canonical_paths, dotted_path
 from .unet import to_diffusers, unflatten
 
@@ -84,7 +85,10 @@ def read_name(name: str) -> Spelling:
             break
     if component in ("", "unet", "transformer") and (paths := canonical_paths(path)):
         parts = tuple(f"transformer.{each.removeprefix('~')}" for each in paths)
-        return Spelling(parts, paths[0].startswith("~"), f"transformer.{dotted_path(path)}")
+        dotted = dotted_path(path)
+        return Spelling(
+            parts, paths[0].startswith("~"), dotted if dotted.startswith(BESIDE) else f"transformer.{dotted}"
+        )
     if component:
         path = path if "." in path else unflatten(path)
         name = f"{component}.{to_diffusers(path) if component == 'unet' else path}"

@@ -1,6 +1,6 @@
-"""Cosmos Predict2 and Anima, and Krea 2: networks of plain blocks with a name for every projection."""
+"""Cosmos Predict2, and Anima, which adds an adapter of its text encoder."""
 
-from .family import Family, Paths
+from .family import Family, same
 
 BLOCK = "transformer_blocks.{}"
 MODULATIONS = {"self_attn": "norm1", "cross_attn": "norm2", "mlp": "norm3"}
@@ -30,32 +30,11 @@ COSMOS = Family(
     },
 )
 
-ATTENTION = {"wq": "to_q", "wk": "to_k", "wv": "to_v", "wo": "to_out.0", "gate": "to_gate"}
-STACKS = {
-    "blocks.{}": BLOCK,
-    "txtfusion.layerwise_blocks.{}": "text_fusion.layerwise_blocks.{}",
-    "txtfusion.refiner_blocks.{}": "text_fusion.refiner_blocks.{}",
-}
-KREA2_NATIVE: dict[str, Paths] = {
-    **{f"{s}.attn.{native}": f"{to}.attn.{leaf}" for s, to in STACKS.items() for native, leaf in ATTENTION.items()},
-    **{f"{s}.mlp.{leaf}": f"{to}.ff.{leaf}" for s, to in STACKS.items() for leaf in ("gate", "up", "down")},
-    "first": "x_embedder",
-    "tmlp.0": "time_text_embed.timestep_embedder.linear_1",
-    "tmlp.2": "time_text_embed.timestep_embedder.linear_2",
-    "tproj.1": "time_mod_proj",
-    "txtmlp.1": "txt_in.linear_1",
-    "txtmlp.3": "txt_in.linear_2",
-    "txtfusion.projector": "text_fusion.projector",
-    "last.linear": "proj_out",
-}
-KREA2 = Family(
-    "Krea 2",
-    native=KREA2_NATIVE,
-    diffusers={
-        "img_in": "x_embedder",
-        "final_layer.linear": "proj_out",
-        "time_embed.linear_1": "time_text_embed.timestep_embedder.linear_1",
-        "time_embed.linear_2": "time_text_embed.timestep_embedder.linear_2",
-    },
+PROJECTED = tuple(f"{attn}.{leaf}_proj" for attn in ("self_attn", "cross_attn") for leaf in "qkvo")
+ADAPTER = (*(f"blocks.{{}}.{leaf}" for leaf in (*PROJECTED, "mlp.0", "mlp.2")), "in_proj", "out_proj")
+ANIMA = Family(
+    "Anima",
+    native={**COSMOS.native, **same(*(f"llm_adapter.{leaf}" for leaf in ADAPTER))},
+    diffusers={**COSMOS.diffusers, **{f"text_conditioner.{leaf}": f"llm_adapter.{leaf}" for leaf in ADAPTER}},
 )
-FAMILIES = (COSMOS, KREA2)
+FAMILIES = (COSMOS, ANIMA)

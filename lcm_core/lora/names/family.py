@@ -44,8 +44,21 @@ def same(*paths: str) -> dict[str, Paths]:
     return {path: path for path in paths}
 
 
+def renamed(native: Mapping[str, Paths]) -> dict[str, Paths]:
+    """The paths of a network that diffusers spells as the original does, where the canonical path is another."""
+    return {path: canonical for path, canonical in native.items() if path != canonical}
+
+
 def qkv(prefix: str, names: tuple[str, ...] = ("to_q", "to_k", "to_v")) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names)
 
 
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# Parts of diffusers' pipelines beside the transformer, whose layers the original network has.
+BESIDE = ("text_conditioner.", "connectors.")
+
+
+def timestep(embedder: str) -> dict[str, Paths]:
+    """An embedder of timesteps, whose two layers have one canonical name in all networks."""
+    return {f"{embedder}.linear_{i}": f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)}

@@ -1,4 +1,4 @@
-"""Flux.1, Flux.2, Chroma and HunyuanVideo: networks of double and single stream blocks in Black Forest Labs' names."""
+"""Flux.1, Flux.2 and Chroma: networks of double and single stream blocks."""
 
 from .family import ADDED, Family, Paths, qkv
 
@@ -87,52 +87,4 @@ CHROMA = Family(
         "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
     },
 )
-
-REFINER = "context_embedder.token_refiner.refiner_blocks.{}"
-TXT = "txt_in.individual_token_refiner.blocks.{}"
-HUNYUAN_VIDEO = Family(
-    "HunyuanVideo",
-    ratios=GELU,
-    native={native: path for native, path in BLOCKS.items() if native not in ("img_in", "txt_in")}
-    | MODULATION
-    | {
-        "img_in.proj": "pos_embed.proj",
-        "txt_in.input_embedder": "context_embedder.proj_in",
-        "txt_in.t_embedder.in_layer": "context_embedder.time_text_embed.timestep_embedder.linear_1",
-        "txt_in.t_embedder.out_layer": "context_embedder.time_text_embed.timestep_embedder.linear_2",
-        "txt_in.c_embedder.in_layer": "context_embedder.time_text_embed.text_embedder.linear_1",
-        "txt_in.c_embedder.out_layer": "context_embedder.time_text_embed.text_embedder.linear_2",
-        f"{TXT}.self_attn.qkv": qkv(f"{REFINER}.attn"),
-        f"{TXT}.self_attn.proj": f"{REFINER}.attn.to_out.0",
-        f"{TXT}.mlp.0": f"{REFINER}.ff.net.0.proj",
-        f"{TXT}.mlp.2": f"{REFINER}.ff.net.2",
-        f"{TXT}.adaLN_modulation.1": f"{REFINER}.norm_out.linear",
-    },
-    diffusers={"x_embedder.proj": "pos_embed.proj", "norm_out.linear": "~final_layer.adaLN_modulation.1"},
-    also={
-        "double_blocks.{}.img_attn_qkv": qkv(f"{DOUBLE}.attn"),
-        "double_blocks.{}.txt_attn_qkv": qkv(f"{DOUBLE}.attn", ADDED),
-        "double_blocks.{}.img_attn_proj": f"{DOUBLE}.attn.to_out.0",
-        "double_blocks.{}.txt_attn_proj": f"{DOUBLE}.attn.to_add_out",
-        "double_blocks.{}.img_mlp.fc1": f"{DOUBLE}.ff.net.0.proj",
-        "double_blocks.{}.img_mlp.fc2": f"{DOUBLE}.ff.net.2",
-        "double_blocks.{}.txt_mlp.fc1": f"{DOUBLE}.ff_context.net.0.proj",
-        "double_blocks.{}.txt_mlp.fc2": f"{DOUBLE}.ff_context.net.2",
-        "double_blocks.{}.img_mod.linear": f"{DOUBLE}.norm1.linear",
-        "double_blocks.{}.txt_mod.linear": f"{DOUBLE}.norm1_context.linear",
-        "single_blocks.{}.modulation.linear": f"{SINGLE}.norm.linear",
-        "time_in.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-        "time_in.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-        "guidance_in.mlp.0": "time_text_embed.guidance_embedder.linear_1",
-        "guidance_in.mlp.2": "time_text_embed.guidance_embedder.linear_2",
-        "txt_in.t_embedder.mlp.0": "context_embedder.time_text_embed.timestep_embedder.linear_1",
-        "txt_in.t_embedder.mlp.2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
-        "txt_in.c_embedder.linear_1": "context_embedder.time_text_embed.text_embedder.linear_1",
-        "txt_in.c_embedder.linear_2": "context_embedder.time_text_embed.text_embedder.linear_2",
-        f"{TXT}.self_attn_qkv": qkv(f"{REFINER}.attn"),
-        f"{TXT}.self_attn_proj": f"{REFINER}.attn.to_out.0",
-        f"{TXT}.mlp.fc1": f"{REFINER}.ff.net.0.proj",
-        f"{TXT}.mlp.fc2": f"{REFINER}.ff.net.2",
-    },
-)
-FAMILIES = (FLUX, FLUX2, CHROMA, HUNYUAN_VIDEO)
+FAMILIES = (FLUX, FLUX2, CHROMA)

@@ -8,7 +8,7 @@ from functools import cache
 
 from ...text import listed
 from . import flat
-from .family import Family, Paths, each
+from .family import BESIDE, Family, Paths, each
 from .table import families as all_families
 from .table import match, shape_of
 from .unet import VOCABULARY, to_ldm
@@ -154,7 +154,8 @@ def _in_family(paths: list[str], dialect: str, family: Family) -> list[Written]:
             whole = tuple(part.format(*blocks) for part in reading.parts) if blocks is not None else ()
             if whole and all(part in left for part in whole):
                 spelling = reading.spelling.format(*(blocks or ()))
-                name = prefix + (flat(spelling) if dialect == "kohya" else spelling)
+                beside = dialect == "peft" and spelling.startswith(BESIDE)
+                name = spelling if beside else prefix + (flat(spelling) if dialect == "kohya" else spelling)
                 parts, swapped = whole, reading.swapped
                 break
         for part in parts:
