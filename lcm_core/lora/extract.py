@@ -21,12 +21,13 @@ from ..text import listed, shortened
 from .fusion import part_rows
 from .lowrank import Factors, Limits, decompose, wide
 from .names import read_name
+from .names.encoders import ENCODERS
 from .vector import LoRAVector
 
 # A safetensors file, or tensors at hand under a checkpoint's names.
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoders", "text_encoder_3")
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoders", "text_encoder_3", *ENCODERS)
 # Parts of a checkpoint that no LoRA adapts: the VAE and the averaged copy of the weights.
 SKIPPED = ("first_stage_model.", "vae.", "model_ema.")
 # Suffixes of the factors that a quantized weight is to be multiplied by.

@@ -188,8 +188,10 @@ def test_unknown_architecture_keeps_its_spelling_and_compares_flat():
         spell([flattened], "peft")
 
 
-def test_text_encoders_of_other_architectures_pass_through():
-    name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+def test_text_encoders_of_unknown_architectures_pass_through():
+    dotted = "text_encoders.octo.transformer.arms.0.ink"
+    assert canonical_name(dotted) == spell([dotted], "native")[dotted] == dotted
+    name = "lora_te3_arms_0_ink_q"
     assert canonical_name(name) == name
     for dialect in ("kohya", "peft", "native"):
         assert flat(canonical_name(spell([name], dialect)[name])) == name

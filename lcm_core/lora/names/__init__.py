@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .encoders import encoder_path
 from .family import BESIDE
 from .table import canonical_paths, dotted_path
 from .unet import to_diffusers, unflatten
@@ -31,15 +32,18 @@ _PREFIXES = tuple(
         (r"lora_unet__?|lycoris_", "unet"),
         (r"lora_te1?_", "text_encoder"),
         (r"lora_te2_", "text_encoder_2"),
+        (r"lora_te3_", "text_encoder_3"),
         (r"text_encoder\.", "text_encoder"),
         (r"text_encoder_2\.", "text_encoder_2"),
+        (r"text_encoder_3\.", "text_encoder_3"),
         (r"(?:text_encoders\.)?clip_[lh]\.transformer\.", "text_encoder"),
         (r"(?:text_encoders\.)?clip_g\.transformer\.", "text_encoder_2"),
+        (r"text_encoders\.(?:\w+\.)?transformer\.", "text_encoders"),
         (rf"(?=text_model\.|{_CLIP_HEADS})", "text_encoder"),
         (rf"(?={_UNET_HEADS})", "unet"),
     )
 )
-_PEFT_WRAPPER = re.compile(r"^((?:unet|text_encoder|text_encoder_2|transformer)\.)?base_model\.model\.")
+_PEFT_WRAPPER = re.compile(r"^((?:unet|text_encoder|text_encoder_[23]|transformer)\.)?base_model\.model\.")
 _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -89,7 +93,9 @@ def read_name(name: str) -> Spelling:
         return Spelling(
             parts, paths[0].startswith("~"), dotted if dotted.startswith(BESIDE) else f"transformer.{dotted}"
         )
-    if component:
+    if component.startswith("text_encoder") and (found := encoder_path(path)):
+        return Spelling((".".join(found),), False, f"{component}.{found[1]}")
+    if component and component not in ("text_encoders", "text_encoder_3"):
         path = path if "." in path else unflatten(path)
         name = f"{component}.{to_diffusers(path) if component == 'unet' else path}"
     for pattern, replacement in _TIDY:

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 
 from .family import Family, each
 
-_OTHERS = ("family", "table", "unet", "writing")
+_OTHERS = ("encoders", "family", "table", "unet", "writing")
 
 
 @cache

@@ -8,6 +8,7 @@ from functools import cache
 
 from ...text import listed
 from . import flat
+from .encoders import encoder_name
 from .family import BESIDE, Family, Paths, each
 from .table import families as all_families
 from .table import match, shape_of
@@ -51,11 +52,11 @@ def write_names(
         raise ValueError(f"dialect {dialect!r} is unknown; use one of {', '.join(DIALECTS)}")
     names = list(names)
     known = {name: _transformer_path(name) for name in (*names, *among)}
-    numbered = any(name.startswith("text_encoder_2.") for name in known)
+    components = {name.partition(".")[0] for name in known}
     fitting = families_of(filter(None, known.values()))
     chosen = [family for family in fitting if family.name in families] or fitting
     paths = [path for name in names if (path := known[name])]
-    others = [_single(name, dialect, numbered) for name in names if not known[name]]
+    others = [_single(name, dialect, components) for name in names if not known[name]]
     return [*_transformer(paths, dialect, chosen), *others]
 
 
@@ -164,11 +165,14 @@ def _in_family(paths: list[str], dialect: str, family: Family) -> list[Written]:
     return written
 
 
-def _single(name: str, dialect: str, numbered: bool) -> Written:
+def _single(name: str, dialect: str, components: Collection[str]) -> Written:
+    """`components`: those that the file has modules of."""
+    if encoders_name := encoder_name(name, dialect, components):
+        return Written(encoders_name, (name,))
     component, _, path = name.partition(".")
     dotless = component in _KOHYA_PREFIX and "_" in path and "." not in path and path not in VOCABULARY
     prefix = _KOHYA_PREFIX.get(component, f"{component}_" if path else component)
-    prefix = "lora_te1_" if numbered and component == "text_encoder" else prefix
+    prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in components else prefix
     if dialect == "peft":
         if dotless:
             raise ValueError(
