@@ -28,6 +28,14 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         **ONE, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 12, "pooled_projection_dim": 10,
         "rope_axes_dim": (2, 2, 4),
     }),
+    "HunyuanVideo 1.5": ("HunyuanVideo15Pipeline", "HunyuanVideo15Transformer3DModel", {
+        **ONE, "num_refiner_layers": 1, "text_embed_dim": 12, "text_embed_2_dim": 10, "image_embed_dim": 6,
+        "rope_axes_dim": (2, 2, 4), "patch_size": 2,
+    }),
+    "HunyuanImage": ("HunyuanImagePipeline", "HunyuanImageTransformer2DModel", {
+        **ONE, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 12, "text_embed_2_dim": 10,
+        "guidance_embeds": True, "use_meanflow": True, "rope_axes_dim": (4, 4),
+    }),
     "Stable Diffusion 3": ("StableDiffusion3Pipeline", "SD3Transformer2DModel", {
         **ONE, "num_layers": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
         "sample_size": 4, "pos_embed_max_size": 4, "dual_attention_layers": (0,), "qk_norm": "rms_norm",
