@@ -295,6 +295,13 @@ def test_an_mlps_size_tells_flux_from_flux_2(ratio, family, spelling):
     assert f"transformer.transformer_blocks.3.{spelling}.lora_A.weight" in vector.state_dict("peft")
 
 
+def test_krea_2_s_output_is_read_without_its_number():
+    """As some tools write it, which ComfyUI reads too."""
+    for block in ("transformer_blocks.3", "text_fusion.layerwise_blocks.1", "text_fusion.refiner_blocks.0"):
+        for name in (f"transformer.{block}.attn.to_out", f"lycoris_{flat(block)}_attn_to_out"):
+            assert read_name(name).name == f"transformer.{block}.attn.to_out.0"
+
+
 def test_stray_tensors_are_left_out_and_counted():
     file = lora("diffusion_model.blocks.0.self_attn.q", 4, 4)
     stray = {"diffusion_model.blocks.0.diff_m": torch.randn(1, 6, 4), "blocks.0.norm.key_norm.scale": torch.ones(4)}

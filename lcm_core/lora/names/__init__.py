@@ -38,7 +38,7 @@ _PREFIXES = tuple(
         (r"text_encoder_3\.", "text_encoder_3"),
         (r"(?:text_encoders\.)?clip_[lh]\.transformer\.", "text_encoder"),
         (r"(?:text_encoders\.)?clip_g\.transformer\.", "text_encoder_2"),
-        (r"text_encoders\.(?:\w+\.)?transformer\.", "text_encoders"),
+        (r"text_encoders\.(?!qwen3_2b\.)(?:\w+\.)?transformer\.", "text_encoders"),
         (rf"(?=text_model\.|{_CLIP_HEADS})", "text_encoder"),
         (rf"(?={_UNET_HEADS})", "unet"),
     )

@@ -1,7 +1,8 @@
 """Text encoders other than CLIP: T5 and its kin, language models such as Gemma, Llama and Qwen, and BERT.
 
 Programs number the text encoders of a pipeline, so that `lora_te2_` is Flux' T5 and SDXL's second CLIP, and ComfyUI
-names them by the model, as in `text_encoders.qwen25_7b.transformer.`: which one it is, its modules' paths tell.
+names them by the model, as in `text_encoders.qwen25_7b.transformer.`: which one it is, its modules' paths tell. No
+pipeline has two of a kind but ACE-Step 1.5, whose second language model, `qwen3_2b`, keeps ComfyUI's names.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ENCODERS = {
             *(f"{LAYER}.self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
             *(f"{block}.mlp.{leaf}_proj" for block in (LAYER, VISION) for leaf in ("gate", "up", "down")),
             *(f"{LAYER}.{place}_layernorm" for place in NORMS),
-            *(f"{VISION}.{leaf}" for leaf in ("attn.qkv", "attn.proj", "norm{}")),
+            *(f"{VISION}.{leaf}" for leaf in ("attn.qkv", "attn.proj", "norm1", "norm2")),
             *("visual.patch_embed.proj", "visual.merger.ln_q", "visual.merger.mlp.{}", "embed_tokens", "norm"),
         ),
         "lora_te_",

@@ -30,5 +30,6 @@ KREA2 = Family(
         "time_embed.linear_1": "time_text_embed.timestep_embedder.linear_1",
         "time_embed.linear_2": "time_text_embed.timestep_embedder.linear_2",
     },
+    also={f"{to}.attn.to_out": f"{to}.attn.to_out.0" for to in STACKS.values()},
 )
 FAMILIES = (KREA2,)
