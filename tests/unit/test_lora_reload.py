@@ -191,3 +191,40 @@ def test_diffusers_renames_the_original_names_as_we_do(name):
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[key], ours[key]) for key in ours)
     assert (LoRAVector.from_state_dict(file) - vector).norm() == 0
+
+
+def factors(blocks, down, up, rank=2):
+    """Random factors under these names' keys; blocks: name -> (rows, columns)."""
+    file = {}
+    for name, (rows, columns) in blocks.items():
+        file |= {name + down: torch.randn(rank, columns), name + up: torch.randn(rows, rank)}
+    return file
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["XLabs", "USO"])
+def test_diffusers_and_we_read_loras_of_attention_processors_alike(single):
+    """XLabs' have the double blocks, USO's the single ones too, whose q, k and v are the first rows of `linear1`."""
+    torch.manual_seed(0)
+    leaves = {"qkv_lora1": (24, 8), "qkv_lora2": (24, 8), "proj_lora1": (8, 8), "proj_lora2": (8, 8)}
+    blocks = {f"double_blocks.18.processor.{leaf}": size for leaf, size in leaves.items()}
+    if single:
+        blocks |= {"single_blocks.37.processor.qkv_lora": (24, 8), "single_blocks.37.processor.proj_lora": (8, 40)}
+    file = factors(blocks, ".down.weight", ".up.weight")
+    theirs = LoRAVector.from_state_dict(diffusers.FluxPipeline.lora_state_dict(dict(file)))
+    ours = LoRAVector.from_state_dict(file)
+    assert ours.modules.keys() == theirs.modules.keys()
+    assert len(ours.modules) == (12 if single else 8)
+    assert (ours - theirs).norm() == 0
+
+
+def test_wan_fun_s_two_underscores_are_musubi_s_one():
+    torch.manual_seed(0)
+    leaves = ("self_attn_q", "cross_attn_k", "cross_attn_v_img", "ffn_0")
+    blocks = dict.fromkeys((f"lora_unet__blocks_0_{leaf}" for leaf in leaves), (8, 8))
+    fun = factors(blocks, ".lora_down.weight", ".lora_up.weight") | {
+        f"{name}.alpha": torch.tensor(1.0) for name in blocks
+    }
+    musubi = {key.replace("lora_unet__", "lora_unet_"): tensor for key, tensor in fun.items()}
+    vector = LoRAVector.from_state_dict(fun)
+    assert (vector - LoRAVector.from_state_dict(musubi)).norm() == 0
+    assert vector.state_dict("kohya").keys() == musubi.keys()
