@@ -1,20 +1,19 @@
 """A LoRA of every layer in the original network's names is, in diffusers' names, what diffusers' own converters of
 checkpoints make of its rows: which layer they go to, how a fused weight is cut and which halves are exchanged."""
 
-import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from test_lora_names import FAMILIES, NETWORKS, UNREAD
-from tiny_transformers import layers
+from full_transformers import UNREAD, full
 
 from lcm_core.lora import LoRAVector
 from lcm_core.lora.fusion import part_rows
 from lcm_core.lora.names import read_name
 from lcm_core.lora.names.family import each
-from lcm_core.lora.names.table import match
+from lcm_core.lora.names.table import families, match
 from lcm_core.lora.names.writing import write_names
 
+FAMILIES = {family.name: family for family in families()}
 CONVERTERS = {
     "Flux": "flux_transformer_checkpoint",
     "Flux.2": "flux2_transformer_checkpoint",
@@ -53,11 +52,7 @@ def original(family, place):
 
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_a_lora_goes_where_diffusers_puts_the_rows_of_a_checkpoint(name):
-    kind, config = NETWORKS[name]
-    with torch.device("meta"):
-        network = layers(getattr(diffusers, kind)(**config))
-    unread = UNREAD.get(name, ("?",))
-    network = {path: layer for path, layer in network.items() if not path.startswith(unread)}
+    network = {path: layer for path, layer in full(name).items() if not path.startswith(UNREAD.get(name, "?"))}
     shapes = {}
     for path, layer in network.items():
         spelling, columns = read_name(f"transformer.{path}"), layer.weight[0].numel()

@@ -1,69 +1,26 @@
 """Modules of every transformer family under the names that diffusers, the original networks and trainers give them."""
 
-import re
-import sys
-from pathlib import Path
-
 import diffusers
 import pytest
 import torch
 from diffusers.pipelines.ltx2 import connectors
+from full_transformers import NETWORKS, UNREAD, full
+from tiny_transformers import LAYERS
 
-from lcm_core.lora import LoRAVector, block_norms, names
+from lcm_core.lora import LoRAVector
 from lcm_core.lora.file import LoRAFile
 from lcm_core.lora.fusion import part_rows
-from lcm_core.lora.names import flat, read_name, table, writing
+from lcm_core.lora.names import flat, read_name
 from lcm_core.lora.names.family import each
 from lcm_core.lora.names.table import canonical_paths, families
 from lcm_core.lora.names.writing import write_names
 
 FAMILIES = {family.name: family for family in families()}
-HIDREAM = {
-    "num_layers": 2, "num_single_layers": 2, "in_channels": 16, "patch_size": 2, "attention_head_dim": 128,
-    "num_attention_heads": 20, "num_routed_experts": 4, "num_activated_experts": 2, "text_emb_dim": 2048,
-    "caption_channels": [4096, 4096], "llama_layers": list(range(32)),
-}  # fmt: skip
-NETWORKS = {
-    "Flux": ("FluxTransformer2DModel", {}),
-    "Flux.2": ("Flux2Transformer2DModel", {}),
-    "Chroma": ("ChromaTransformer2DModel", {}),
-    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}),
-    "Z-Image": ("ZImageTransformer2DModel", {}),
-    "Stable Diffusion 3": (
-        "SD3Transformer2DModel",
-        {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"},
-    ),
-    "AuraFlow": ("AuraFlowTransformer2DModel", {}),
-    "PixArt": ("PixArtTransformer2DModel", {}),
-    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
-    "LTX-Video": ("LTXVideoTransformer3DModel", {}),
-    "HiDream": ("HiDreamImageTransformer2DModel", HIDREAM),
-    "Wan": ("WanTransformer3DModel", {"image_dim": 1280, "added_kv_proj_dim": 5120}),
-    "Cosmos Predict2": ("CosmosTransformer3DModel", {}),
-    "Krea 2": ("Krea2Transformer2DModel", {}),
-    "Lumina 2": ("Lumina2Transformer2DModel", {}),
-    "LTX-2": ("LTX2VideoTransformer3DModel", {"gated_attn": True, "audio_gated_attn": True, "num_layers": 2}),
-    "Kandinsky 5": ("Kandinsky5Transformer3DModel", {"num_visual_blocks": 2}),
-    "ACE-Step 1.5": ("AceStepTransformer1DModel", {}),
-    "ERNIE-Image": ("ErnieImageTransformer2DModel", {}),
-    "HunyuanVideo 1.5": ("HunyuanVideo15Transformer3DModel", {}),
-    "HunyuanImage": (
-        "HunyuanImageTransformer2DModel",
-        {"text_embed_2_dim": 1472, "use_meanflow": True, "guidance_embeds": True},
-    ),
-}
-# What two networks of the host and of diffusers call alike, and so is left out.
-UNREAD = {"Lumina 2": ("norm_out.",), "ERNIE-Image": ("time_embedding.",)}  # fmt: skip
-LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 @pytest.mark.parametrize("family", NETWORKS)
 def test_every_layer_of_diffusers_network_is_known_and_written_back(family):
-    kind, config = NETWORKS[family]
-    with torch.device("meta"):
-        network = getattr(diffusers, kind)(**config)
-    layers = [name for name, module in network.named_modules() if isinstance(module, LAYERS)]
-    layers = [name for name in layers if not name.startswith(UNREAD.get(family, ("?",)))]
+    layers = [name for name in full(family) if not name.startswith(UNREAD.get(family, "?"))]
     assert all(canonical_paths(layer) for layer in layers)
     for prefix in ("transformer.", "", "base_model.model.", "transformer.base_model.model."):
         read = [read_name(prefix + layer) for layer in layers]
@@ -161,43 +118,6 @@ def test_a_fused_lora_is_the_split_one(family, spelling, paths):
 
 def _native(family):
     return {path.format(5) for path in FAMILIES[family].native}
-
-
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"^```python\n(.*?)^```", DOCUMENT, re.M | re.S)[1]
-
-
-def test_the_document_s_new_family_is_one_new_file(tmp_path, monkeypatch):
-    """The file of docs/architectures.md in the package: its spellings are read, summed, grouped and saved."""
-    (tmp_path / "octo.py").write_text(EXAMPLE, encoding="utf-8")
-    monkeypatch.setattr(names, "__path__", [*names.__path__, str(tmp_path)])
-    caches = (table.families, table._table, table._spellings, canonical_paths, read_name, writing._readings)
-    for cached in caches:
-        cached.cache_clear()
-    try:
-        down, up = torch.randn(2, 4), torch.randn(12, 2)
-        fused = {"lora_unet_octo_blocks_3_arm_qkv.lora_down.weight": down}
-        fused["lora_unet_octo_blocks_3_arm_qkv.lora_up.weight"] = up
-        split = {}
-        for part, rows in zip(("to_q", "to_k", "to_v"), up.split(4), strict=True):
-            split[f"transformer.transformer_blocks.3.arm.{part}.lora_A.weight"] = down
-            split[f"transformer.transformer_blocks.3.arm.{part}.lora_B.weight"] = rows
-        old = {"octo.3.old_out.lora_A.weight": down, "octo.3.old_out.lora_B.weight": up[:4]}
-        total = LoRAVector.from_state_dict(fused) + LoRAVector.from_state_dict(split) + LoRAVector.from_state_dict(old)
-        assert set(block_norms(total)) == {"octo_blocks.3"}
-        saved = total.state_dict("kohya")
-        modules = {f"lora_unet_octo_blocks_3_arm_{leaf}" for leaf in ("qkv", "out")}
-        assert {key.partition(".")[0] for key in saved} == modules
-        whole = LoRAVector.from_state_dict(saved)
-        for i, part in enumerate(("to_q", "to_k", "to_v")):
-            delta = whole.delta(f"transformer.transformer_blocks.3.arm.{part}")
-            torch.testing.assert_close(delta, 2 * (up @ down)[4 * i : 4 * i + 4])
-    finally:
-        monkeypatch.undo()
-        for cached in caches:
-            cached.cache_clear()
-        sys.modules.pop("lcm_core.lora.names.octo", None)
-    assert not canonical_paths("octo_blocks.3.arm.qkv")
 
 
 def lora(module, rows, columns, rank=2):

@@ -6,15 +6,16 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_pipeline
+from full_transformers import UNREAD
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from test_lora_names import FAMILIES, UNREAD
 from tiny_transformers import NETWORKS, build, layers, pipeline
 
 from lcm_core.lora import Factors, LoRAVector
 from lcm_core.lora.fusion import part_rows
 from lcm_core.lora.names import read_name
+from lcm_core.lora.names.table import families
 from lcm_core.lora.names.writing import write_names
 
 # What diffusers' own converters of trainers' names have a place for. They take Flux' widths to be the real ones, so its
@@ -37,7 +38,7 @@ def of_network(network):
 
 def readable(network, transformer, chosen=""):
     names = [name for name in layers(transformer) if re.match(chosen, name)]
-    return {name for name in names if not name.startswith(UNREAD.get(network, ("?",)))}
+    return {name for name in names if not name.startswith(UNREAD.get(network, "?"))}
 
 
 def vector_of(network, transformer, names, alpha=3.0):
@@ -177,7 +178,8 @@ ORIGINALS = {
 def test_diffusers_renames_the_original_names_as_we_do(name):
     """Of networks without fused weights, so that names are all there is to it."""
     pipe, prefix, known = ORIGINALS[name]
-    paths = [path.format(3, 1) for path in FAMILIES[name].paths() if re.match(known, path)]
+    (family,) = (family for family in families() if family.name == name)
+    paths = [path.format(3, 1) for path in family.paths() if re.match(known, path)]
     vector = LoRAVector(
         {f"transformer.{path}": Factors(torch.randn(2, 4), torch.randn(6, 2), 2.0) for path in paths},
         {},

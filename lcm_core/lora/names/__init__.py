@@ -1,7 +1,8 @@
 """One canonical name for a module, whatever program wrote it and whatever network it is of.
 
 Canonical names are `<component>.<dotted path>`: a UNet's and a CLIP text encoder's paths are diffusers'
-(`unet.mid_block.resnets.0.conv1`), a transformer's are those that `family` explains. Weights that fuse q, k and v are
+(`unet.mid_block.resnets.0.conv1`), a transformer's are those that `family` explains, and other text encoders', whose
+components are called by their kind, those of transformers (see `encoders`). Weights that fuse q, k and v are
 split: the parts' rows are a fused LoRA's own, exactly and of the same rank, with one `down` for all, while fusing LoRAs
 of the parts triples the rank and fills it with zeros. So norms, cosines and pruning see what was trained, compressing
 ranks a projection by itself, and a vector that came fused is saved fused as small as it was.
