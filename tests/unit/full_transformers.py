@@ -42,7 +42,7 @@ NETWORKS = {
     ),
 }
 # What two networks of the host and of diffusers call alike, and so is left out.
-UNREAD = {"Lumina 2": "norm_out.", "ERNIE-Image": "time_embedding."}  # fmt: skip
+UNREAD = {"Lumina 2": "norm_out.", "ERNIE-Image": "time_embedding."}
 
 
 def full(network: str) -> dict[str, nn.Module]:
