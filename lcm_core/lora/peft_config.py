@@ -47,7 +47,9 @@ def adapter_config(metadata: Mapping[str, str]) -> Config:
 
 
 def module_number(name: str, config: Config, patterns: str, *entries: str) -> float | None:
-    """PEFT's number for a module, by its dotted name in the file: by `patterns` (a path or its end), else the first of the entries that is there."""
+    """PEFT's number for a module of this dotted name in the file: by `patterns` (a path or its end), else the first of
+    the entries that is there.
+    """
     component, _, path = name.partition(".")
 
     def entry(key: str) -> object:
