@@ -60,6 +60,7 @@ def warn_of_notes(path: str, notes: Sequence[str]) -> None:
 
 def save(
     vector: LoRAVector,
+    source: str,
     args: argparse.Namespace,
     record: Mapping[str, str],
     dialect: str,
@@ -68,10 +69,12 @@ def save(
 ) -> Result:
     """Writes the output, a module at a time where the vector makes them so, and says what is in it.
 
-    With `exact`, the terms and weights of a sum, also its norm and how far it is from them, rounding included.
+    source: what an error about the vector's names calls it. With `exact`, the terms and weights of a sum, also its norm
+    and how far it is from them, rounding included.
     """
     import torch
 
+    from ..lora.file import named
     from ..lora.kinds import role_of
     from ..lora.lazy import open_vector
     from ..lora.peft_config import ALPHA_IS_RANK
@@ -93,9 +96,11 @@ def save(
         if not tally["modules"] + tally["diffs"]:
             raise ValueError("nothing is left to write: every module has weight 0; correct the weights")
 
+    with named(source):
+        keys = keys_of(vector, dialect)
     metadata = {**vector.metadata, **(ALPHA_IS_RANK if dialect == "peft" else {}), **record}
     try:
-        write_streamed(args.output, keys_of(vector, dialect), counted(), metadata, replace=args.force)
+        write_streamed(args.output, keys, counted(), metadata, replace=args.force)
     except FileExistsError as exists:
         raise ValueError(
             f"{args.output} was made by another program meanwhile; choose another name, or replace it with --force"

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> Result:
     with opened(args.input, rank=args.rank) as (vector,):
         written = LoRAVector(vector.modules, vector.diffs, changed(vector.metadata))
         exact = ([vector], [1.0]) if args.measure and args.rank is None else None
-        return save(written, args, record, *spelling(args), exact)
+        return save(written, args.input, args, record, *spelling(args), exact)
 
 
 COMMAND = Command("Writes a LoRA in other names or another precision, LoHa and LoKr too.", add_arguments, run)

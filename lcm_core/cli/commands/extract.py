@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> Result:
     difference = sum_record([file_record(args.tuned), file_record(args.base)], [1, -1])
     record = call_record("extract", [difference], rank=args.rank, energy=args.energy)
     return {
-        **save(vector, args, record, args.dialect, args.dtype),
+        **save(vector, args.tuned, args, record, args.dialect, args.dtype),
         "energy_held": found.energy,
         "parameters_equal": found.equal,
         "parameters_left_out": len(found.left_out),

@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> Result:
             vector = scale_blocks(LoRAVector(dict(vector.modules), vector.diffs, vector.metadata), dict(args.blocks))
             record = call_record("blocks", [record], **dict(args.blocks))
         is_sum = args.measure and args.method == "sum" and not args.blocks
-        result = save(vector, args, record, args.dialect, args.dtype, (vectors, weights) if is_sum else None)
+        result = save(
+            vector, args.expression, args, record, args.dialect, args.dtype, (vectors, weights) if is_sum else None
+        )
         if args.measure and len(vectors) > 1:
             found = conflicts(vectors, weights)
             result["cosines"] = {f"{names[i]}, {names[j]}": cosine for (i, j), cosine in found.cosines.items()}

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> Result:
     wanted = chosen if any(chosen.values()) else {"energy": 1.0}
     with opened(args.input) as (whole,), progress(args, "compress") as report:
         small = combine_lazily([whole], [1.0], limits=Limits(**wanted), device=device, progress=report)
-        result = save(small, args, record, *spelling(args), ([whole], [1.0]))
+        result = save(small, args.input, args, record, *spelling(args), ([whole], [1.0]))
         return {"rank_before": whole.rank, **result}
 
 
