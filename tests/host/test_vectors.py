@@ -113,6 +113,12 @@ def test_widgets_keep_their_places(facts):
     assert facts["widgets"]["Arithmetic"] == ["lambda_1", "lambda_2", "lambda_3", "more_lambdas"]
 
 
+@pytest.mark.parametrize("name", ["arithmetic", "expression", "combine"])
+def test_a_node_takes_any_number_of_vectors_where_the_host_has_growing_inputs(facts, name):
+    found = facts["growing"][name]
+    assert "has no input 'more'" in found if isinstance(found, str) else found < 2e-6
+
+
 def test_a_saved_file_has_the_name_that_its_prefix_says(facts):
     today = facts["saving"]["today"]
     assert facts["saving"]["names"] == [

@@ -214,6 +214,28 @@ def widgets(bench: Bench) -> Facts:
     return found
 
 
+def growing(bench: Bench) -> Facts:
+    """Sums of more vectors than there are sockets, where the host has inputs that grow; else what is said of them."""
+    a, b, further = bench.a, bench.b, {"e": bench.b, "f": bench.a, "g": None}
+    calls = {
+        "arithmetic": ("LCMLoRA_Arithmetic", {"a": a, "b": b, "more_lambdas": "2, -1"}),
+        "expression": ("LCMLoRA_Expression", {"expression": "0.8*a + b + 2*e - f", "a": a, "b": b}),
+        "combine": ("LCMLoRA_Combine", {"a": a, "b": b, "method": "sum", "weight_a": 0.8, "more_weights": "2 -1"}),
+    }  # fmt: skip
+    expected = -0.2 * bench.style + 3.0 * bench.lcm
+    found: Facts = {}
+    for name, (node, inputs) in calls.items():
+        if "more" in bench.host.classes[node].INPUT_TYPES().get("optional", {}):
+            found[name] = apart(bench.run(node, **inputs, more=further)[0], expected)
+            wrong = {**inputs, "more": {"e": 3}}
+            assert message(lambda node=node, wrong=wrong: bench.run(node, **wrong)).startswith(
+                "more.e is no LORA_MODEL"
+            )
+        else:
+            found[name] = message(lambda node=node, inputs=inputs: bench.run(node, **inputs, more=further))
+    return found
+
+
 def saving(bench: Bench) -> Facts:
     """Names of saved files below output, and what the pack deletes when the host starts."""
     prefixes = ["numbered/mix", "numbered/mix", "v1.", "%year%/at", "%date:yyyy-MM%/on %date:d%", "%KSampler.seed%"]
@@ -411,7 +433,7 @@ def refused(bench: Bench) -> Facts:
 
 
 CHECKS = (
-    *(imports, equal, extraction, records, widgets, saving, in_core, interrupts),
+    *(imports, equal, extraction, records, widgets, growing, saving, in_core, interrupts),
     *(pictures, sweeps, refused, expressions),
 )
 
