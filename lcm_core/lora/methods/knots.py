@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..lowrank import Factors, Limits, check_shapes, wide
+from ..lowrank import Factors, Limits, check_shapes
 from ..method import method
 from ..options import Density, MajoritySign
 from ..pruning import elected_mean, keep_largest
@@ -47,7 +47,7 @@ def knots(
         aligned = [part @ q.T for part, (q, _) in zip(rows, downs, strict=True)]
         pruned = [prune(name, i, matrix) for (i, _), matrix in zip(terms, aligned, strict=True)]
         merged = fuse(pruned, [weights[i] for i, _ in terms])
-        dtype = wide(torch.promote_types(terms[0][1].dtype, terms[-1][1].dtype))
+        dtype = max((factors.dtype for _, factors in terms), key=lambda dtype: dtype.itemsize)
         return [Factors.of_matrices(merged.to(dtype), (u * signs)[:, :keep].to(dtype), shape)]
 
     return merge
