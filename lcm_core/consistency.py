@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Literal, overload
@@ -103,6 +104,52 @@ def shrink_level(level: float, gamma: float) -> float:
     return math.floor(shrunk) if isinstance(level, int) else shrunk
 
 
+@dataclass(frozen=True)
+class Transition:
+    """What follows an evaluation: the sample at the next level, made of f_θ and fresh noise.
+
+    γ = 1 is arXiv 2310.04378's: x ← α(t')·f_θ + σ(t')·z. Below that it is arXiv 2402.19159's: a deterministic step to a
+    cleaner level s ≤ t', then noise from s to t', so γ = 0 is deterministic.
+
+    process(level) -> (α, σ) of x = α·x₀ + σ·ε. intermediate(t', γ) -> s for 0 < γ < 1.
+    ValueError for a γ outside [0, 1].
+    """
+
+    process: Process
+    gamma: float = 1.0
+    intermediate: Callable[[float, float], float] = shrink_level
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma {self.gamma} is outside [0, 1]; 1 is LCM's multistep sampling, 0 is deterministic")
+
+    def __call__(
+        self, x: Tensor, denoised: Tensor, level: float, level_next: float, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        """The sample at level_next, (B, …) in the dtype of x, after f_θ = `denoised` of x at `level`.
+
+        noise() -> z; not called for γ = 0. ValueError for γ < 1 at a level without noise, or an s noisier than t'.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x0 = denoised.to(dtype)
+        alpha_next, sigma_next = self.process(level_next)
+        if self.gamma == 1:
+            return (alpha_next * x0 + sigma_next * noise().to(x0)).to(x.dtype)
+        alpha, sigma = self.process(level)
+        if sigma == 0:
+            raise ValueError(f"level {level} has sigma 0, no noise to step away from; leave it out of levels")
+        s = self.intermediate(level_next, self.gamma) if self.gamma > 0 else level_next
+        if s > level_next:
+            raise ValueError(f"intermediate gave {s} for level {level_next}, which is noisier; return that or less")
+        alpha_s, sigma_s = self.process(s)
+        x_s = alpha_s * x0 + sigma_s * (x.to(dtype) - alpha * x0) / sigma
+        x_next = alpha_next / alpha_s * x_s
+        if self.gamma > 0:
+            fresh = math.sqrt(max(sigma_next**2 - (alpha_next / alpha_s * sigma_s) ** 2, 0.0))
+            x_next = x_next + fresh * noise().to(x_next)
+        return x_next.to(x.dtype)
+
+
 def multistep_sample(
     denoise: Denoise,
     x: Tensor,
@@ -113,12 +160,13 @@ def multistep_sample(
     gamma: float = 1.0,
     callback: Callback | None = None,
     intermediate: Callable[[float, float], float] = shrink_level,
+    until: float | None = None,
 ) -> Tensor:
     """Multistep consistency sampling: denoise, add noise of the next level, repeat; returns the last f_θ.
 
-    γ = 1 is the multistep sampling of arXiv 2310.04378: x ← f_θ(x, t), x ← α(t')·x + σ(t')·z. Below that it is
-    arXiv 2402.19159's: a deterministic step to a cleaner level s ≤ t', then fresh noise from s to t', so γ = 0 is
-    deterministic. The last step is f_θ itself, whatever γ; diffusers' TCDScheduler stops at its timestep 0 instead.
+    γ = 1 is the multistep sampling of arXiv 2310.04378, Algorithm 3: x ← f_θ(x, t), x ← α(t')·x + σ(t')·z. Below that
+    it is arXiv 2402.19159's (`Transition`). The last step is f_θ itself, whatever γ; diffusers' TCDScheduler stops at
+    its timestep 0 instead.
 
     denoise(x, level) -> f_θ, the estimate of x₀, (B, …).
     x: (B, …), noisy at levels[0].
@@ -129,17 +177,14 @@ def multistep_sample(
     noise(i) -> the z that follows evaluation i = 0, 1, …, (B, …) on any device; not called for γ = 0.
     callback(i, level, x, f_θ) is called after evaluation i.
     intermediate(t', γ) -> s for 0 < γ < 1. Default: (1 − γ)·t', an int for an int.
+    until: a level to end at with its noise on, for another call with the levels from there; x at it is returned.
     """
-    check_gamma(gamma)
-    for i, level in enumerate(levels):
+    step = Transition(process, gamma, intermediate)
+    for i, (level, level_next) in enumerate(zip(levels, [*levels[1:], until], strict=False)):
         denoised = denoise(x, level).to(x.dtype)
         if callback is not None:
             callback(i, level, x, denoised)
-        if i + 1 == len(levels):
-            return denoised
-        x = next_sample(
-            x, denoised, level, levels[i + 1], process, noise=partial(noise, i), gamma=gamma, intermediate=intermediate
-        )
+        x = denoised if level_next is None else step(x, denoised, level, level_next, partial(noise, i))
     return x
 
 
@@ -164,7 +209,7 @@ def stream_sample(
     noise(frame, i) -> the z (…) that follows evaluation i of that frame.
     levels, process, gamma, intermediate: as in `multistep_sample`. No levels is a ValueError.
     """
-    check_gamma(gamma)
+    advance = Transition(process, gamma, intermediate)
     if len(levels) == 0:
         raise ValueError("levels is empty; give at least one level to evaluate at")
     source = enumerate(frames)
@@ -180,50 +225,9 @@ def stream_sample(
             if step + 1 == len(levels):
                 yield x0
             else:
-                x = next_sample(
-                    x, x0, levels[step], levels[step + 1], process, noise=partial(noise, frame, step), gamma=gamma,
-                    intermediate=intermediate,
-                )  # fmt: skip
+                x = advance(x, x0, levels[step], levels[step + 1], partial(noise, frame, step))
                 kept.append((frame, step + 1, x))
         window = kept
-
-
-def next_sample(
-    x: Tensor,
-    denoised: Tensor,
-    level: float,
-    level_next: float,
-    process: Process,
-    *,
-    noise: Callable[[], Tensor],
-    gamma: float = 1.0,
-    intermediate: Callable[[float, float], float] = shrink_level,
-) -> Tensor:
-    """The sample at level_next that follows f_θ = `denoised` of x at `level`; see `multistep_sample` for the terms."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x0 = denoised.to(dtype)
-    alpha_next, sigma_next = process(level_next)
-    if gamma == 1:
-        return (alpha_next * x0 + sigma_next * noise().to(x0)).to(x.dtype)
-    alpha, sigma = process(level)
-    if sigma == 0:
-        raise ValueError(f"level {level} has sigma 0, no noise to step away from; leave it out of levels")
-    s = intermediate(level_next, gamma) if gamma > 0 else level_next
-    if s > level_next:
-        raise ValueError(f"intermediate gave {s} for level {level_next}, which is noisier; return that or less")
-    alpha_s, sigma_s = process(s)
-    x_s = alpha_s * x0 + sigma_s * (x.to(dtype) - alpha * x0) / sigma
-    x_next = alpha_next / alpha_s * x_s
-    if gamma > 0:
-        fresh = math.sqrt(max(sigma_next**2 - (alpha_next / alpha_s * sigma_s) ** 2, 0.0))
-        x_next = x_next + fresh * noise().to(x_next)
-    return x_next.to(x.dtype)
-
-
-def check_gamma(gamma: float) -> None:
-    """ValueError unless gamma is in [0, 1]."""
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma {gamma} is outside [0, 1]; 1 is LCM's multistep sampling, 0 is deterministic")
 
 
 def _check_prediction(prediction: str) -> None:

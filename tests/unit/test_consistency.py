@@ -259,6 +259,33 @@ def test_by_hand():
     assert run(0.5).item() == 1 and noisy == pytest.approx([5, 1 + 1 * 1 + math.sqrt(3) * 10])
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("parts", [(1, 3), (2, 2), (1, 2, 1)])
+def test_parts_that_hand_their_noise_on_are_the_whole(parts, gamma):
+    timesteps, noises, seen = lcm_timesteps(4), [randn(i + 1) for i in range(3)], []
+
+    def denoise(x, t):
+        seen.append(t)
+        return predict_x0(network(x, t), x, t, SD)
+
+    whole = multistep_sample(denoise, randn(0), timesteps, SD.process, noise=lambda i: noises[i], gamma=gamma)
+    x, done = randn(0), 0
+    for count in parts:
+        levels, rest = timesteps[done : done + count], timesteps[done + count :]
+        x = multistep_sample(
+            denoise,
+            x,
+            levels,
+            SD.process,
+            noise=lambda i, done=done: noises[done + i],
+            gamma=gamma,
+            until=rest[0] if rest else None,
+        )
+        done += count
+    assert seen == timesteps * 2
+    torch.testing.assert_close(x, whole, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.bits
 def test_gamma_zero_draws_no_noise_and_one_step_is_the_consistency_function():
     x = randn(0)
