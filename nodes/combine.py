@@ -5,7 +5,9 @@ from comfy_api.latest import io
 from ..lcm_core.lora import METHODS, LoRAVector, combine, conflicts, evaluate_expression, parse_expression
 from ..lcm_core.lora.method import Option, all_options, users_of
 from ..lcm_core.lora.record import EXPRESSION, combine_record, sum_record
-from . import host, host_loras
+from . import host_loras
+from .host.files import stamp
+from .host.report import progress
 from .inputs import (
     CATEGORY,
     ENERGY,
@@ -96,7 +98,7 @@ class Expression(io.ComfyNode):
         if expression is not None:
             inputs = {*cls.INPUTS, *(more or {})}
             files = [host_loras.find_lora(name) for name in parse_expression(expression) if name not in inputs]
-        return host.stamp(map(host_loras.lora_path, files))
+        return stamp(map(host_loras.lora_path, files))
 
     @classmethod
     def execute(cls, expression, more=None, **connected):
@@ -159,7 +161,7 @@ class Combine(io.ComfyNode):
         known = METHODS[method].options
         chosen = METHODS[method].resolved({name: value for name, value in options.items() if name in known})
         vectors, compressed = [host_loras.to_vector(lora) for lora in loras], limits(rank, energy)
-        vector = combine(vectors, weights, method, progress=host.progress(), **compressed, **chosen)
+        vector = combine(vectors, weights, method, progress=progress(), **compressed, **chosen)
         record = combine_record(method, list(map(host_loras.record_of, loras)), weights, chosen, compressed)
         found, names = conflicts(vectors, weights), list(terms)
         lines = [f"cosine of {names[i]} and {names[j]}: {cosine:.4f}" for (i, j), cosine in found.cosines.items()]

@@ -39,13 +39,13 @@ OUTPUTS = [
 def train(settings: dict, model, positive, latents, negative=None, **config):
     """What both nodes do with their inputs, each a list."""
     from ..lcm_core.distill import DistillConfig
-    from . import host_training
+    from .host import training
 
     given = {name: values[0] for name, values in settings.items()}
     plotting.check_matplotlib()
     precision = given["precision"]
     config |= {name: given[name] for name in ("steps", "learning_rate", "seed", "save_every")}
-    vector, losses, report = host_training.learn(
+    vector, losses, report = training.learn(
         model[0], latents, positive, negative[0] if negative else None,
         DistillConfig(autocast=None if precision == "model" else precision, **config),
         rank=given["rank"], batch_size=given["batch_size"], checkpointing=given["gradient_checkpointing"],

@@ -24,8 +24,8 @@ from ..lcm_core.lora.module import Module
 from ..lcm_core.lora.names import read_name
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
-from .host import model_path
-from .host_targets import find_targets
+from .host.files import model_path
+from .host.targets import find_targets
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}

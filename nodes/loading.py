@@ -2,7 +2,10 @@
 
 from comfy_api.latest import io
 
-from . import host, host_loras
+from . import host_loras
+from .host.files import stamp
+from .host.model_sampling import with_consistency_sampling
+from .host.report import show_text
 from .inputs import LEAVE_OUT
 
 
@@ -34,7 +37,7 @@ class LoadLCMLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **others):
-        return host.stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
+        return stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
 
     @classmethod
     def execute(cls, model, lora_name, strength, clip=None, leave_out_misfits=False):
@@ -42,5 +45,5 @@ class LoadLCMLoRA(io.ComfyNode):
         model, clip, report = host_loras.apply_vector(
             model, lora, strength, lora_name, clip, leave_out=leave_out_misfits
         )
-        host.show_text(report)
-        return io.NodeOutput(host.with_consistency_sampling(model), lora, report, clip)
+        show_text(report)
+        return io.NodeOutput(with_consistency_sampling(model), lora, report, clip)

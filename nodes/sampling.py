@@ -2,8 +2,13 @@
 
 from comfy_api.latest import io
 
-from . import host
 from .checks import numbers
+from .host.files import full_lcm_files
+from .host.guidance import Guidance, load_projection, with_guidance_embedding
+from .host.model_sampling import lcm_sigmas, with_consistency_sampling
+from .host.noise import ImageNoise
+from .host.sampler import Rules, Task, batch_places, consistency_sampler, part, sample_latent
+from .host.stream import stream_sampler
 
 SEED = io.Int.Input(
     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
@@ -38,7 +43,18 @@ GUIDANCE_UNTIL = io.Float.Input(
 )  # fmt: skip
 TIMESTEPS = io.String.Input(
     "timesteps", default="", optional=True,
-    tooltip="Your own timesteps, descending, such as 999, 759, 499, 259; then steps is unused. Empty: the LCM grid's.",
+    tooltip="Your own timesteps, descending, such as 999, 759, 499, 259; then steps is unused. On every model they are "
+    "thousandths of its range. Empty: the LCM grid's.",
+)  # fmt: skip
+GUIDANCE_FROM = io.Float.Input(
+    "guidance_from", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+    tooltip="With cfg above 1: this share of the steps, from the first, stays without guidance. 0.25 of 4 steps leaves "
+    "the first one alone, where guidance burns most.",
+)  # fmt: skip
+RESIDUAL = io.Boolean.Input(
+    "residual_guidance", default=False, optional=True,
+    tooltip="With cfg above 1: evaluate the negative at the first guided step alone and keep what it predicted. 4 "
+    "steps cost 5 UNet evaluations in place of 8.",
 )  # fmt: skip
 
 
@@ -68,6 +84,17 @@ class LCMSampler(io.ComfyNode):
                 io.String.Input("seeds", default="", optional=True,
                                 tooltip="A seed for each image of the batch, such as 7, 21, 8: each image is what that "
                                 "seed makes by itself. Empty: seed for all."),
+                io.Int.Input("start_at_step", default=0, min=0, max=10000, optional=True,
+                             tooltip="As in KSampler (Advanced): the first of the steps that this node makes. Those "
+                             "before it are another sampler's; then turn add_noise off here."),
+                io.Int.Input("end_at_step", default=10000, min=0, max=10000, optional=True,
+                             tooltip="The step before which this node ends, for another sampler to go on with."),
+                io.Boolean.Input("add_noise", default=True, optional=True,
+                                 tooltip="Off for a latent that has its noise already, from the sampler before."),
+                io.Boolean.Input("return_with_leftover_noise", default=False, optional=True,
+                                 tooltip="With end_at_step: hand the noise on to the next sampler. Off: end clean."),
+                GUIDANCE_FROM,
+                RESIDUAL,
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )  # fmt: skip
@@ -75,13 +102,17 @@ class LCMSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, guidance_until=1.0,
-        timesteps="", seeds="",
+        timesteps="", seeds="", start_at_step=0, end_at_step=10000, add_noise=True, return_with_leftover_noise=False,
+        guidance_from=0.0, residual_guidance=False,
     ):  # fmt: skip
-        model = host.with_consistency_sampling(model)
-        sigmas = host.lcm_sigmas(model, steps, original_steps, denoise, timesteps)
-        each = numbers("seeds", seeds, int) or None
-        sampler = host.consistency_sampler(gamma, guidance_until, latent, each)
-        return io.NodeOutput(host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg, each))
+        model = with_consistency_sampling(model)
+        whole = lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        sigmas = part(whole, start_at_step, end_at_step, return_with_leftover_noise)
+        noise = ImageNoise(tuple(numbers("seeds", seeds, int)), batch_places(latent))
+        guidance = Guidance(guidance_from, guidance_until, residual_guidance)
+        sampler = consistency_sampler(Rules(gamma, guidance, noise, tuple(whole[:-1].tolist())))
+        task = Task(model, positive, negative, latent, seed, cfg)
+        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, add_noise=add_noise))
 
 
 class ConsistencySamplerSelect(io.ComfyNode):
@@ -92,19 +123,22 @@ class ConsistencySamplerSelect(io.ComfyNode):
             display_name="LCM Sampler Select",
             category="LCM-LoRA/custom sampling",
             description="The consistency sampler for SamplerCustom and SamplerCustomAdvanced. Give it LCM Schedule's "
-            "sigmas and a model with LCM Model Sampling.",
+            "sigmas, all or a part of them, and a model with LCM Model Sampling.",
             inputs=[
                 GAMMA,
                 io.Latent.Input("latent", optional=True,
                                 tooltip="Only for images picked with LatentFromBatch: keeps their noise their own."),
                 GUIDANCE_UNTIL,
+                GUIDANCE_FROM,
+                RESIDUAL,
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, gamma, latent=None, guidance_until=1.0):
-        return io.NodeOutput(host.consistency_sampler(gamma, guidance_until, latent))
+    def execute(cls, gamma, latent=None, guidance_until=1.0, guidance_from=0.0, residual_guidance=False):
+        guidance = Guidance(guidance_from, guidance_until, residual_guidance)
+        return io.NodeOutput(consistency_sampler(Rules(gamma, guidance, ImageNoise((), batch_places(latent or {})))))
 
 
 class LCMSchedule(io.ComfyNode):
@@ -127,7 +161,7 @@ class LCMSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps, denoise, original_steps, timesteps=""):
-        return io.NodeOutput(host.lcm_sigmas(model, steps, original_steps, denoise, timesteps))
+        return io.NodeOutput(lcm_sigmas(model, steps, original_steps, denoise, timesteps))
 
 
 class ConsistencyModelSampling(io.ComfyNode):
@@ -145,7 +179,7 @@ class ConsistencyModelSampling(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
-        return io.NodeOutput(host.with_consistency_sampling(model))
+        return io.NodeOutput(with_consistency_sampling(model))
 
 
 class FullLCMGuidance(io.ComfyNode):
@@ -159,7 +193,7 @@ class FullLCMGuidance(io.ComfyNode):
             "checkpoint loader leaves out. Not for LCM-LoRAs, whose guidance is trained in.",
             inputs=[
                 io.Model.Input("model", tooltip="A full LCM, such as LCM Dreamshaper v7."),
-                io.Combo.Input("file", options=host.full_lcm_files(),
+                io.Combo.Input("file", options=full_lcm_files(),
                                tooltip="The file that holds cond_proj: the checkpoint that the model was loaded from, "
                                "or its UNet in diffusers' format."),
                 io.Float.Input("omega", default=7.5, min=0.0, max=30.0, step=0.1,
@@ -174,7 +208,7 @@ class FullLCMGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, file, omega, omega_per_image=""):
         each = numbers("omega_per_image", omega_per_image) or [omega]
-        return io.NodeOutput(host.with_guidance_embedding(model, host.load_projection(file), each))
+        return io.NodeOutput(with_guidance_embedding(model, load_projection(file), each))
 
 
 class StreamBatch(io.ComfyNode):
@@ -207,8 +241,9 @@ class StreamBatch(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, timesteps=""
     ):  # fmt: skip
-        model = host.with_consistency_sampling(model)
-        sigmas = host.lcm_sigmas(model, steps, original_steps, denoise, timesteps)
-        sampler, frames = host.stream_sampler(gamma, latent, positive, negative), len(latent["samples"])
-        result = host.sample_latent(model, positive, negative, latent, sampler, sigmas, seed, cfg, progress=frames)
-        return io.NodeOutput(result)
+        model = with_consistency_sampling(model)
+        sigmas = lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        noise = ImageNoise((), batch_places(latent))
+        sampler = stream_sampler(Rules(gamma, noise=noise), latent, positive, negative)
+        task, frames = Task(model, positive, negative, latent, seed, cfg), latent["samples"].shape[0]
+        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, progress=frames))

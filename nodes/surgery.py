@@ -13,8 +13,11 @@ from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms
 from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
 from ..lcm_core.text import listed, quoted
-from . import host, host_loras, plotting
+from . import host_loras, plotting
 from .checks import numbers
+from .host.device import decomposition_device
+from .host.files import checkpoint_path, full_lcm_files, stamp
+from .host.report import progress, show_text
 from .inputs import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 from .plotting import ALL
 
@@ -69,7 +72,7 @@ class Compress(io.ComfyNode):
 class Extract(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        files = host.full_lcm_files()
+        files = full_lcm_files()
         return io.Schema(
             node_id="LCMLoRA_Extract",
             display_name="Extract LoRA Vector",
@@ -90,13 +93,13 @@ class Extract(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, tuned, base, **_):
-        return host.stamp(host.checkpoint_path(name) for name in (tuned, base) if name)
+        return stamp(checkpoint_path(name) for name in (tuned, base) if name)
 
     @classmethod
     def execute(cls, tuned, base, rank, energy, norms_and_biases):
-        paths, chosen = [host.checkpoint_path(tuned), host.checkpoint_path(base)], limits(rank, energy)
+        paths, chosen = [checkpoint_path(tuned), checkpoint_path(base)], limits(rank, energy)
         vector, report = extract(
-            *paths, **chosen, diffs=norms_and_biases, device=host.decomposition_device(), progress=host.progress()
+            *paths, **chosen, diffs=norms_and_biases, device=decomposition_device(), progress=progress()
         )
         record = call_record("extract", list(map(file_record, paths)), [1.0, -1.0], **chosen)
         return io.NodeOutput(host_loras.LoRATensors(vector, record), extraction_report(vector, report))
@@ -206,7 +209,7 @@ def measure(vectors: Mapping[str, LoRAVector]) -> tuple[plotting.Norms, plotting
     """Each vector's norms and each pair's cosines by block, and of the whole, which follows from the blocks."""
     if not any(vectors.values()):
         raise ValueError(f"the vectors {listed(vectors, 4)} are all empty; give some that have modules")
-    pairs, report = list(combinations(vectors, 2)), host.progress()
+    pairs, report = list(combinations(vectors, 2)), progress()
     norms = {name: block_norms(vector) for name, vector in vectors.items()}
     whole = {name: math.hypot(*found.values()) for name, found in norms.items()}
     cosines = {}
@@ -236,7 +239,7 @@ class Inspect(io.ComfyNode):
     def execute(cls, lora):
         size_in_bytes = sum(tensor.nbytes for tensor in lora.values())
         report = inspection(host_loras.to_vector(lora), size_in_bytes, host_loras.history(lora))
-        host.show_text(report)
+        show_text(report)
         return io.NodeOutput(report, ui={"text": [report]})
 
 

@@ -3,7 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from . import host, host_loras
+from . import host_loras
+from .host.files import stamp
+from .host.report import show_text
 from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -23,7 +25,7 @@ class LoadVector(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name):
-        return host.stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
+        return stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
 
     @classmethod
     def execute(cls, lora_name):
@@ -55,7 +57,7 @@ class ApplyVector(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora, strength, clip=None, leave_out_misfits=False):
         model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip, leave_out=leave_out_misfits)
-        host.show_text(report)
+        show_text(report)
         return io.NodeOutput(model, report, clip)
 
 
@@ -87,5 +89,5 @@ class SaveVector(io.ComfyNode):
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
         tensors = vector.state_dict(dialect, DTYPES[dtype])
         path = str(host_loras.save_new(filename_prefix, tensors, {**vector.metadata, **host_loras.record_of(lora)}))
-        host.show_text(path)
+        show_text(path)
         return io.NodeOutput(ui={"text": [path]})

@@ -132,13 +132,14 @@ def apart_from_lcm_core(
     import comfy.sample
 
     levels, denoised, xs = [e.sigma for e in evaluations], iter(evaluations), []
+    places = [round(100_000 * sigma / (3 - 2 * sigma)) for sigma in levels]  # of the range, before SD3's shift of 3
     noise = comfy.sample.prepare_noise(clean, SEED)
     last = multistep_sample(
         lambda x, sigma: next(denoised).denoised,
         (1 - levels[0]) * model.model.process_latent_in(clean) + levels[0] * noise,
         levels,
         lambda sigma: (1 - sigma, sigma),
-        noise=lambda i: step_noise(clean.shape, SEED, i),
+        noise=lambda i: step_noise(clean.shape, SEED, places[i + 1]),
         gamma=gamma,
         callback=lambda i, sigma, x, x0: xs.append(x),
     )

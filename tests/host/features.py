@@ -276,7 +276,7 @@ def inpainting(bench: Bench) -> Facts:
             }
             if gamma == 1 and kind == "hard":
                 x0 = original * 0.18215
-                noises = [step_noise(x0.shape, 9, i) for i in range(3)]
+                noises = [step_noise(x0.shape, 9, 100 * (t + 1)) for t in (759, 499, 259)]
                 given = [x[..., 4:] for x, _, _ in watched.calls[1:]]
                 levels = [float(sigma[0]) for _, sigma, _ in watched.calls[1:]]
                 wanted = [(x0 + s * z)[..., 4:] for s, z in zip(levels, noises, strict=True)]
@@ -361,8 +361,8 @@ def refused(bench: Bench) -> Facts:
     run = bench.host.run
     watched = bench.watch()
     plain = Watched(bench.plain)
-    edm = extra("nodes_model_advanced", "ModelSamplingContinuousEDM")
-    continuous = run(edm, model=plain.model, sampling="edm", sigma_max=120.0, sigma_min=0.002)[0]
+    discrete = extra("nodes_model_advanced", "ModelSamplingDiscrete")
+    one_step = run(discrete, model=plain.model, sampling="img_to_img")[0]
     nan = float("nan")
     facts: Facts = {
         name: message(lambda inputs=inputs: bench.sample(**{"model": watched.model} | inputs))
@@ -373,7 +373,7 @@ def refused(bench: Bench) -> Facts:
             "ascending": {"timesteps": "259, 999"},
             "range": {"timesteps": "1000, 5"},
             "nothing left": {"timesteps": "999", "denoise": 0.5},
-            "sampling": {"model": continuous},
+            "sampling": {"model": one_step},
             "channels": {"latent": {"samples": torch.ones(1, 16, 8, 8)}},
             "seeds": {"seeds": "1, 2"},
             "long seed": {"seeds": str(2**64)},
@@ -411,7 +411,7 @@ def refused(bench: Bench) -> Facts:
         facts[name] = message(lambda inputs=inputs: run(inputs[0], model=plain.model, **inputs[1]))
     facts["longest"] = max(map(len, map(str, facts.values())))
     projection = torch.zeros(320, 256)
-    embed = bench.host.pack.nodes.host.with_guidance_embedding
+    embed = bench.host.pack.nodes.host.guidance.with_guidance_embedding
     for name, args in {
         "omega nan": (projection, [nan]),
         "omega negative": (projection, [7.5, -1.0]),

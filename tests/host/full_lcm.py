@@ -73,7 +73,7 @@ def main() -> None:
     save_file(results, folder / "results.safetensors")
     report = {
         "config": type(model.model.model_config).__name__,
-        "files": host.pack.nodes.host.full_lcm_files(),
+        "files": host.pack.nodes.host.files.full_lcm_files(),
         "time_embed": type(model.get_model_object("diffusion_model.time_embed")).__name__,
         "patches": list(model.object_patches),
     }

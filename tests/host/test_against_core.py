@@ -20,13 +20,14 @@ def test_node_equals_lcm_core(workflow, host):
     unet, words = teacher.load_teacher()
     unet = merged(unet, LoRAVector.load(lcm.WEIGHTS))
     shape = (graph["5"]["inputs"]["batch_size"], 4, 8, 8)
+    timesteps = lcm_timesteps(sampler["steps"])
     predict = denoiser(unet, words, [prompt] * shape[0], 1.0)
     z = multistep_sample(
         lambda x, t: consistency_function(predict(x, t), x, t, teacher.SCHEDULE),
         torch.randn(shape, generator=torch.Generator().manual_seed(sampler["seed"])),
-        lcm_timesteps(sampler["steps"]),
+        timesteps,
         teacher.SCHEDULE.process,
-        noise=lambda i: step_noise(shape, sampler["seed"], i),
+        noise=lambda i: step_noise(shape, sampler["seed"], 100 * (timesteps[i + 1] + 1)),
     )
     _, decode = autoencoder.load_autoencoder()
     expected = decode(z).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255

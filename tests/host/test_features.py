@@ -156,7 +156,7 @@ def test_an_interrupt_stops_within_an_evaluation_and_leaves_nothing(facts):
         ("ascending", ["999 follows 259", "descending"]),
         ("range", ["1000", "0 … 999"]),
         ("nothing left", ["strength 0.5", "none of the 1"]),
-        ("sampling", ["ModelSamplingContinuousEDM", "EDM", "take out"]),
+        ("sampling", ["IMG_TO_IMG", "from a noisy sample", "take out"]),
         ("channels", ["16 channels", "takes 4", "VAE"]),
         ("seeds", ["2 seeds", "1 images"]),
         ("gamma", ["gamma is nan"]),

@@ -30,7 +30,7 @@ class Bench:
         importlib.import_module("folder_paths").set_output_directory(str(output))
         self.management = importlib.import_module("comfy.model_management")
         self.utils = importlib.import_module("comfy.utils")
-        self.training = importlib.import_module(f"{PACK}.nodes.host_training")
+        self.training = importlib.import_module(f"{PACK}.nodes.host.training")
         self.model, clip, _ = host.run("CheckpointLoaderSimple", ckpt_name="pocket.safetensors")
         self.positive = [host.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("cat", "dog")]
         self.negative = host.run("CLIPTextEncode", clip=clip, text="")[0]

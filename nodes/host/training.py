@@ -16,12 +16,12 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
-from ..lcm_core.consistency import consistency_function, multistep_sample
-from ..lcm_core.files import output_path
-from ..lcm_core.lora import LoRAVector
-from ..lcm_core.noise import step_noise
-from ..lcm_core.schedule import NoiseSchedule, lcm_timesteps
-from .host import warn
+from ...lcm_core.consistency import consistency_function, multistep_sample
+from ...lcm_core.files import output_path
+from ...lcm_core.lora import LoRAVector
+from ...lcm_core.noise import step_noise
+from ...lcm_core.schedule import NoiseSchedule, lcm_timesteps
+from .report import warn
 
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction", "X0": "sample"}
 PREVIEW_STEPS = 4
@@ -135,7 +135,7 @@ def pair(entries: list, count: int) -> list:
 
 def network_identity(model) -> dict[str, str]:
     """What decides what a MODEL's network computes beside its weights, which the host may patch as late as it runs."""
-    from ..lcm_core.distill.identity import digest_of, fingerprint
+    from ...lcm_core.distill.identity import digest_of, fingerprint
 
     tensors: dict[str, Tensor] = {}
     texts: dict[str, str] = {}
@@ -226,10 +226,10 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     The MODEL is left as it was. With a prefix the state is saved (`state_path`) every `save_every` steps and when the
     user interrupts, and the same training goes on from there.
     """
-    from ..lcm_core.distill import checkpointed, distill, inject_lora
-    from ..lcm_core.distill.data import Examples
-    from ..lcm_core.distill.identity import digest_of, fixed_settings, training_identity
-    from ..lcm_core.distill.state import read_losses
+    from ...lcm_core.distill import checkpointed, distill, inject_lora
+    from ...lcm_core.distill.data import Examples
+    from ...lcm_core.distill.identity import digest_of, fixed_settings, training_identity
+    from ...lcm_core.distill.state import read_losses
 
     schedule, prediction = noise_process(model)
     samples = separate(model, latents)

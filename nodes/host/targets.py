@@ -12,10 +12,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..lcm_core.lora.fusion import part_rows
-from ..lcm_core.lora.kinds import Size
-from ..lcm_core.lora.names import flat, read_name
-from ..lcm_core.text import shortened
+from ...lcm_core.lora.fusion import part_rows
+from ...lcm_core.lora.kinds import Size
+from ...lcm_core.lora.names import flat, read_name
+from ...lcm_core.text import shortened
 
 # A weight's key; or with its rows (axis, start, length), and what is done to the difference before it is added.
 Target = str | tuple[str, tuple[int, int, int] | None] | tuple[str, tuple[int, int, int] | None, Callable]

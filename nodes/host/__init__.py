@@ -1,0 +1,1 @@
+"""The only folder that touches what ComfyUI does not promise to keep, a file for each idea."""
