@@ -157,7 +157,8 @@ def custom_timesteps(
 
     Image-to-image keeps the last ⌊n·strength⌋ of the n. ValueError unless they descend strictly within
     0 … train_steps − 1 and some are left. Logs a warning of those that distillation never visited, which are off the
-    grid {k, 2k, …} − 1, and of a first one other than train_steps − 1 at strength 1.
+    grid {k, 2k, …} − 1, unless they are the `trailing_timesteps` that DMD2, SDXL-Lightning and others are distilled on;
+    and of a first one other than train_steps − 1 at strength 1.
     """
     check_grid(original_steps, strength, train_steps)
     if len(timesteps) == 0:
@@ -176,7 +177,7 @@ def custom_timesteps(
         )
     stride = train_steps // original_steps
     strangers = [t for t in timesteps if (t + 1) % stride or t >= original_steps * stride]
-    if strangers:
+    if strangers and list(timesteps) != trailing_timesteps(len(timesteps), train_steps):
         log.warning(
             "timesteps %s are not on the %d-point grid that the LCM was distilled on, %d, %d, …, %d; "
             "the picture may suffer", strangers, original_steps, stride - 1, 2 * stride - 1, original_steps * stride - 1
