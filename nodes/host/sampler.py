@@ -50,11 +50,16 @@ def sample_consistency(
         warn("the model predicts x̂₀, not f_θ: put LCM Model Sampling between it and this node")
     if not levels:
         return x
+    mask, scale = given.get("denoise_mask"), preserving(sampling, levels[0])
+    if mask is not None and scale != 1:
+        raise ValueError(
+            "the latent has a noise mask, and the host noises what is outside of it on another scale than this model "
+            "takes; sample without the mask, and put the picture together after that"
+        )
     process, intermediate = forward_process(sampling)
     options = options_by_level(rules.guidance, rules.levels or levels, given.get("model_options", {}))
     every = [*levels, last]
     places = dict(zip(every, map(place_of, thousandths(sampling, every)), strict=True))
-    mask = given.get("denoise_mask")
 
     def noise_of(level: float) -> Tensor:
         return rules.noise.at(places[level], x.shape, given.get("seed") or 0)
@@ -62,8 +67,8 @@ def sample_consistency(
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if mask is not None:
             # Outside the mask the host noises the latent anew: with this, by the noise that x has there already.
-            alpha, scale = process(sigma)
-            model.noise = (x - alpha * model.latent_image) / scale
+            alpha, noisy = process(sigma)
+            model.noise = (x - alpha * model.latent_image) / noisy
         return model(x, x.new_full((x.shape[0],), sigma), **given | {"model_options": options[sigma]})
 
     def report(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
@@ -78,7 +83,7 @@ def sample_consistency(
         )  # fmt: skip
         x = x * mask + outside * (1 - mask)
     x = multistep_sample(
-        denoise, x * preserving(sampling, levels[0]), levels, process, noise=lambda i: noise_of(every[i + 1]),
+        denoise, x * scale, levels, process, noise=lambda i: noise_of(every[i + 1]),
         gamma=rules.gamma, callback=report, intermediate=intermediate, until=last or None,
     )  # fmt: skip
     return x / preserving(sampling, last)
