@@ -1,7 +1,7 @@
 """Guidance: which steps are guided, and the ω that a full LCM is told."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.samplers
@@ -59,11 +59,10 @@ CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which share of a run's steps is guided, [start, end), and whether the negative is evaluated at the first only."""
+    """Which share of a run's steps is guided: from `start` on, until before `end`."""
 
     start: float = 0.0
     end: float = 1.0
-    residual: bool = False
 
     def steps(self, count: int) -> range:
         """The guided ones of `count` steps; a share that ends inside a step has it."""
@@ -72,46 +71,20 @@ class Guidance:
 
 def options_by_level(guidance: Guidance, levels: Sequence[float], model_options: dict) -> dict[float, dict]:
     """The host's model_options at each level of a run, under which that step is guided or not."""
-    guided = with_residual_guidance(model_options) if guidance.residual else model_options
     alone, steps = without_guidance(model_options), guidance.steps(len(levels))
-    return {level: guided if i in steps else alone for i, level in enumerate(levels)}
+    return {level: model_options if i in steps else alone for i, level in enumerate(levels)}
 
 
-def conditions_evaluated(model_options: dict) -> Callable[[dict], list[Tensor]]:
-    """What evaluates a list of conditionings, of which those that are None cost nothing."""
-    return model_options.get(CALC_COND_BATCH) or (
+def without_guidance(model_options: dict) -> dict:
+    """model_options under which only the positive conditioning is evaluated and taken for all."""
+    evaluate = model_options.get(CALC_COND_BATCH) or (
         lambda args: comfy.samplers.calc_cond_batch(
             args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
         )
     )
 
+    def positive_alone(args: dict) -> list[Tensor]:
+        conds = args["conds"]
+        return evaluate({**args, "conds": [conds[0], *[None] * (len(conds) - 1)]})[:1] * len(conds)
 
-def positive_alone(args: dict) -> dict:
-    return {**args, "conds": [args["conds"][0], *[None] * (len(args["conds"]) - 1)]}
-
-
-def without_guidance(model_options: dict) -> dict:
-    """model_options under which only the positive conditioning is evaluated and taken for all."""
-    evaluate = conditions_evaluated(model_options)
-    return {
-        **model_options,
-        CALC_COND_BATCH: lambda args: evaluate(positive_alone(args))[:1] * len(args["conds"]),
-    }
-
-
-def with_residual_guidance(model_options: dict) -> dict:
-    """model_options under which the first evaluation has all conditionings, and later ones only the positive.
-
-    Residual guidance with a one-time negative (Kodaira et al., *StreamDiffusion*, arXiv 2312.12491): the negative's
-    noise at a later x is (x − α·x̂₀⁻)/σ for the x̂₀⁻ that it predicted first, so x̂₀⁻ is its prediction throughout.
-    """
-    evaluate, kept = conditions_evaluated(model_options), []
-
-    def negative_once(args: dict) -> list[Tensor]:
-        if not kept:
-            found = evaluate(args)
-            kept.extend(found[1:])
-            return found
-        return [*evaluate(positive_alone(args))[:1], *kept]
-
-    return {**model_options, CALC_COND_BATCH: negative_once}
+    return {**model_options, CALC_COND_BATCH: positive_alone}

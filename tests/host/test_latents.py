@@ -1,4 +1,4 @@
-"""Latents that are not one whole picture's: in stages, masked, nested, of another scale; and models made to sample so."""
+"""Latents that are not one whole picture's: in stages, masked, nested, of another scale; models that sample so."""
 
 import json
 import os
