@@ -237,6 +237,6 @@ class StreamBatch(io.ComfyNode):
         model = with_consistency_sampling(model)
         sigmas = lcm_sigmas(model, steps, original_steps, denoise, timesteps)
         noise = ImageNoise((), batch_places(latent))
-        sampler = stream_sampler(Rules(gamma, noise=noise), latent, positive, negative)
+        sampler = stream_sampler(Rules(gamma, noise=noise), model, latent, positive, negative)
         task, frames = Task(model, positive, negative, latent, seed, cfg), latent["samples"].shape[0]
         return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, progress=frames))

@@ -117,25 +117,27 @@ def with_consistency_sampling(model):
 def without_lcm_patch(model):
     """A clone of the MODEL without core's ModelSamplingDiscrete `lcm`; the MODEL itself if it has no such patch.
 
-    That patch has a grid of 50 points of its own and takes every output for noise. ValueError if its sigmas are not
-    those of the model, which a node of another pack may have changed.
+    That patch has a grid of 50 points of its own and takes every output for noise. One on another schedule than the
+    model's, as animation nodes make it, stays; that is a ValueError for a model that does not predict noise.
     """
     patch = model.get_model_object("model_sampling")
     if prediction_of(patch) != "LCM":
         return model
-    model = model.clone()
-    model.object_patches.pop("model_sampling", None)
-    own = model.get_model_object("model_sampling")
-    if getattr(own, "zsnr", patch.zsnr) != patch.zsnr:
+    bare = model.clone()
+    bare.object_patches.pop("model_sampling", None)
+    own = bare.get_model_object("model_sampling")
+    if {getattr(each, "zsnr", None) for each in (own, patch)} == {False, True}:
         own = type(own)(model.model.model_config, zsnr=patch.zsnr)
-        model.add_object_patch("model_sampling", own)
+        bare.add_object_patch("model_sampling", own)
     stride = len(own.sigmas) // len(patch.sigmas)
-    if own is patch or not torch.allclose(own.sigmas[stride - 1 :: stride].cpu(), patch.sigmas.cpu(), rtol=1e-3):
+    if own is not patch and torch.allclose(own.sigmas[stride - 1 :: stride].cpu(), patch.sigmas.cpu(), rtol=1e-3):
+        note("took the place of ModelSamplingDiscrete's 'lcm', which is not needed here")
+        return bare
+    if prediction_of(own) not in ("EPS", "LCM"):
         raise ValueError(
-            "this model went through a node that samples as 'lcm' on a schedule that is not the model's; take that "
-            "node out, this one does its work"
+            "a node made this model sample as 'lcm' on a schedule of its own, which takes its "
+            f"{prediction_of(own)} for noise; take that node out, this one does its work"
         )
-    note("took the place of ModelSamplingDiscrete's 'lcm', which is not needed here")
     return model
 
 
@@ -149,10 +151,12 @@ def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timestep
     grid = {"original_steps": original_steps, "strength": strength}
     if timesteps.strip():
         written = custom_timesteps(numbers("timesteps", timesteps, int, RANGE), train_steps=RANGE, **grid)
-        chosen = [max(round((t + 1) * len(table) / RANGE) - 1, 0) for t in written]
+        places = ((torch.tensor(written, dtype=torch.float64) + 1) * (len(table) / RANGE) - 1).clamp(min=0)
+        below, above = (table[edge.long().to(table.device)].cpu() for edge in (places.floor(), places.ceil()))
+        sigmas = below ** (1 - places.frac()) * above ** places.frac()
     else:
-        chosen = lcm_timesteps(steps, train_steps=len(table), **grid)
-    return torch.cat([table[chosen].float().cpu(), torch.zeros(1)])
+        sigmas = table[lcm_timesteps(steps, train_steps=len(table), **grid)].cpu()
+    return torch.cat([sigmas.float(), torch.zeros(1)])
 
 
 def thousandths(sampling, sigmas: Sequence[float]) -> list[float]:

@@ -37,8 +37,16 @@ def sample_stream(
     return torch.stack(done)
 
 
-def stream_sampler(rules: Rules, latent: dict, *conditionings):
-    """A SAMPLER that pipelines the frames of `latent`. ValueError for a mask or conditioning that varies by frame."""
+def stream_sampler(rules: Rules, model, latent: dict, *conditionings):
+    """A SAMPLER that pipelines the frames of `latent`.
+
+    ValueError for a mask or conditioning that varies by frame, or a model whose frames attend to one another.
+    """
+    if model.model.model_config.unet_config.get("use_temporal_attention"):
+        raise ValueError(
+            "the frames of this model attend to one another, and in a stream each has a timestep of its own; use LCM "
+            "Sampler for it"
+        )
     if latent.get("noise_mask") is not None:
         raise ValueError("the latent has a noise mask, which stream batching does not take; use LCM Sampler for it")
     for cond, _ in (entry for conditioning in conditionings for entry in conditioning):

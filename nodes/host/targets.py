@@ -40,7 +40,7 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
         found.setdefault(whole, (key, offset) if offset else key)
         weight = _parameter(model, key, "weight")
         if offset is None and weight is not None:
-            lengths = part_rows(name, len(spelling.parts), len(weight), weight[0].numel())
+            lengths = part_rows(name, len(spelling.parts), *_size(key, weight))
             starts = accumulate(lengths, initial=0)
             rows |= {
                 flat(part): (key, (0, start, length))
@@ -70,11 +70,8 @@ def find_targets(
             continue
         key, offset, *function = (target, None) if isinstance(target, str) else target
         weight = _parameter(model, key, kind)
-        shape = [] if weight is None else list(weight.shape)
-        if offset is not None and shape:
-            shape[offset[0]] = offset[2]
-        have = (shape[0], math.prod(shape[1:])) if shape else ()
-        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
+        have = () if weight is None else _size(key, weight, offset)
+        if not have or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
             misfits[name] = (
                 f"{shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in)"
             )
@@ -87,7 +84,26 @@ def find_targets(
 
 def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:
     weight = _parameter(model, key, "weight")
-    return weight is not None and weight.ndim > 1 and len(weight) == 2 * weight[0].numel()
+    if weight is None or weight.ndim < 2:
+        return False
+    rows, columns = _size(key, weight)
+    return rows == 2 * columns
+
+
+def _size(key: str, weight: Tensor, part: tuple[int, int, int] | None = None) -> tuple[int, int]:
+    """(out, in) of a weight or of its rows `part`, by the shape that it says it has.
+
+    ValueError for weights packed into whole numbers that say nothing of the sort, as 4-bit ones.
+    """
+    shape = list(weight.shape)
+    if not weight.is_floating_point() and shape == list(torch.Tensor.size(weight)):
+        raise ValueError(
+            f"the model's {shortened(key)} is packed as {weight.dtype} {tuple(shape)}, and no LoRA can be added to "
+            "that; load the model in a floating-point format, such as fp8 or bf16"
+        )
+    if part is not None:
+        shape[part[0]] = part[2]
+    return shape[0], math.prod(shape[1:])
 
 
 def _parameter(model: torch.nn.Module, key: str, kind: str) -> Tensor | None:

@@ -28,7 +28,15 @@ PREVIEW_STEPS = 4
 
 
 def noise_process(model) -> tuple[NoiseSchedule, str]:
-    """(schedule, prediction) of a MODEL. ValueError for a flow model or one that samples as an LCM already."""
+    """(schedule, prediction) of a MODEL.
+
+    ValueError for a flow model, one that samples as an LCM already, or one whose calls another node wraps.
+    """
+    if "model_function_wrapper" in model.model_options:
+        raise ValueError(
+            "a node wraps this MODEL's calls, as those of animation and tiling do, and training would go past it; "
+            "connect the MODEL from before that node"
+        )
     sampling = model.get_model_object("model_sampling")
     bases = {base.__name__ for base in type(sampling).__mro__}
     prediction = next((PREDICTIONS[name] for name in PREDICTIONS if name in bases), None)

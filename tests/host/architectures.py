@@ -208,7 +208,20 @@ def examine(host: Host, family: str, checkpoint: str) -> dict[str, Any]:
         (distilled,) = host.run(ModelSamplingDiscrete, model=model, sampling="lcm")
         _, first = record(distilled, lambda m: stock(m, sampler_name="lcm", scheduler="simple"))
         report["core_errors"] = errors(first)
+        _, taken_over = record(distilled, lambda m: ours(m, steps=4))
+        report["taken_over"] = errors(taken_over)
+        sampling = distilled.get_model_object("model_sampling")
+        sampling.set_sigmas(1.1 * sampling.sigmas)
+        report["other_schedule"] = message(lambda: ours(distilled, steps=1))
     return report
+
+
+def message(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+    return "no error"
 
 
 def main() -> None:

@@ -99,6 +99,8 @@ def guidance(bench: Bench) -> Facts:
         "first step": {"cfg": 1.5, "guidance_until": 0.25},
         "two of five": {"cfg": 1.5, "guidance_until": 0.4, "steps": 5},
         "never": {"cfg": 1.5, "guidance_until": 0.0},
+        "but the first": {"cfg": 1.5, "guidance_from": 0.25},
+        "in the middle": {"cfg": 1.5, "guidance_from": 0.25, "guidance_until": 0.75},
     }.items():
         watched = bench.watch()
         result = bench.sample(watched.model, **inputs)
@@ -440,6 +442,8 @@ def warnings(bench: Bench) -> Facts:
     for name, act in {
         "cfg 2": lambda: bench.sample(steps=1, cfg=2.0),
         "cfg 2.5": lambda: bench.sample(steps=1, cfg=2.5),
+        "trailing": lambda: bench.sample(timesteps="999, 749, 499, 249"),
+        "off the grid": lambda: bench.sample(timesteps="999, 748"),
         "prepared": lambda: bench.host.run(custom, model=bench.model, **given),
         "plain": lambda: bench.host.run(custom, model=bench.plain, **given),
     }.items():

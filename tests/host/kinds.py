@@ -122,6 +122,14 @@ def largest(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def message(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def place(timestep: float) -> int:
     return round(100 * (timestep + 1))
 
@@ -146,8 +154,8 @@ def examine(host: Host, kind: Kind) -> dict[str, Any]:
             latent_image=latent, **prompts,
         )[0]  # fmt: skip
 
-    def ours(gamma: float = 1.0, latent: dict = empty, **inputs) -> dict:
-        return host.run("LCMLoRA_Sampler", model=model, latent=latent, seed=SEED, gamma=gamma, **prompts, **inputs)[0]
+    def ours(gamma: float = 1.0, latent: dict = empty, node: str = "LCMLoRA_Sampler", **inputs) -> dict:
+        return host.run(node, model=model, latent=latent, seed=SEED, gamma=gamma, **prompts, **inputs)[0]
 
     places = {sigma: place(t) for sigma, t in zip(sigmas.tolist(), (999, 759, 499, 259, -1), strict=True)}
     lcm = samplers.KSAMPLER(
@@ -174,6 +182,7 @@ def examine(host: Host, kind: Kind) -> dict[str, Any]:
         "halves": list(halves.values()),
         "stages": list(stages.values()),
         "written": torch.equal(written, sigmas),
+        "stream": message(lambda: ours(node="LCMLoRA_StreamBatch")),
         "table": len(model.get_model_object("model_sampling").sigmas),
     }
 

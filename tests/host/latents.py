@@ -186,10 +186,17 @@ def core_patch(bench: Bench) -> Facts:
         "zero terminal SNR": largest(made(patched("lcm", True)), made(patched("eps", True))),
         "of another": largest(made(patched("lcm", True)), made(bench.model)),
     }
-    shifted = patched("lcm", False)
-    sampling = shifted.get_model_object("model_sampling")
+    other = patched("lcm", False)
+    sampling = other.get_model_object("model_sampling")
     sampling.set_sigmas(sampling.sigmas * 1.1)
-    facts["other schedule"] = message(lambda: latent(bench, shifted))
+    watched = Watched(other)
+    made(watched.model)
+    facts["other schedule"] = {
+        "timesteps": watched.timesteps(),
+        "apart": largest(torch.cat([sigma for _, sigma, _ in watched.calls]), sampling.sigmas[[49, 37, 24, 12]]),
+        "between": bench.host.run("LCMLoRA_Schedule", model=other, timesteps="999, 749")[0][:2].tolist(),
+        "points": sampling.sigmas[[49, 37, 36]].tolist(),
+    }
     return facts
 
 

@@ -54,6 +54,14 @@ def test_cores_lcm_patch_takes_every_prediction_for_noise(reports, family):
     assert errors["V_PREDICTION"] > 0.1
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "sd3"])
+def test_cores_lcm_patch_is_taken_over_whatever_the_model_predicts(reports, family):
+    own = FAMILIES[family][1]
+    assert reports[family]["taken_over"][own] < 1e-4
+    message = reports[family]["other_schedule"]
+    assert message == "no error" if own == "EPS" else "takes its V_PREDICTION for noise; take that node out" in message
+
+
 @pytest.mark.parametrize(
     ("name", "levels"), [("gamma 0.3", [1, 0.76, 0.5, 0.26]), ("denoise 0.7", [0.7, 0.54, 0.36, 0.18])]
 )

@@ -21,13 +21,21 @@ def facts(base):
 
 @pytest.mark.parametrize(
     ("name", "evaluations", "guided"),
-    [("cfg 1", 4, 0), ("guided", 8, 4), ("first step", 5, 1), ("two of five", 7, 2), ("never", 4, 0)],
+    [
+        ("cfg 1", 4, []),
+        ("guided", 8, [0, 1, 2, 3]),
+        ("first step", 5, [0]),
+        ("two of five", 7, [0, 1]),
+        ("never", 4, []),
+        ("but the first", 7, [1, 2, 3]),
+        ("in the middle", 6, [1, 2]),
+    ],
 )
 def test_only_guided_steps_evaluate_the_negative_prompt(facts, name, evaluations, guided):
     found = facts["guidance"][name]
     assert found["evaluations"] == evaluations
-    assert found["guided"] == [i < guided for i in range(len(found["guided"]))]
-    assert (found["as cfg 1"] == 0) == (guided == 0)
+    assert [i for i, both in enumerate(found["guided"]) if both] == guided
+    assert (found["as cfg 1"] == 0) == (not guided)
 
 
 def test_the_hosts_guidance_nodes_work(facts):
@@ -181,7 +189,8 @@ def test_bad_input_costs_no_evaluation(facts):
 
 def test_choices_that_will_look_wrong_are_warned_of(facts):
     said = facts["warnings"]
-    assert said["cfg 2"] == said["prepared"] == []
+    assert said["cfg 2"] == said["prepared"] == said["trailing"] == []
+    assert "timesteps [748] are not on the 50-point grid" in said["off the grid"][0]
     assert "cfg 2.5 burns the picture" in said["cfg 2.5"][0]
     assert "put LCM Model Sampling" in said["plain"][0]
 

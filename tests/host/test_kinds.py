@@ -43,6 +43,12 @@ def test_two_parts_of_a_schedule_are_the_whole(reports, name, way):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_only_frames_that_do_not_attend_to_one_another_stream(reports, name):
+    message = reports[name]["stream"]
+    assert message == "no error" if name != "SVD" else "attend to one another" in message
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_written_timesteps_are_thousandths_of_any_table(reports, name):
     assert reports[name]["table"] == (10000 if name in ("Flux", "Stable Cascade") else 1000)
     assert reports[name]["written"]

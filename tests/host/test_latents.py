@@ -65,4 +65,12 @@ def test_a_model_that_takes_variance_preserving_samples_is_given_them(facts, gam
 def test_cores_lcm_patch_is_taken_over(facts):
     found = facts["core_patch"]
     assert found["noise"] == found["zero terminal SNR"] == 0 < found["of another"]
-    assert "on a schedule that is not the model's; take that node out" in found["other schedule"]
+
+
+def test_a_lcm_patch_on_another_schedule_stays(facts):
+    """Its 50 points are every 20th timestep: 749 lies half-way between two of them."""
+    found = facts["core_patch"]["other schedule"]
+    assert found["timesteps"] == [999, 759, 499, 259]
+    assert found["apart"] == 0
+    last, above, below = found["points"]
+    assert found["between"] == pytest.approx([last, (above * below) ** 0.5], rel=1e-6)

@@ -117,14 +117,31 @@ def test_too_small_a_strength_is_explained(graph, host):
         host.queue(set_inputs(graph, steps=8, denoise=0.1))
 
 
-def test_core_lcm_patch_and_ours_do_not_mix(graph, host):
-    from tools.comfy_client import PromptError
+def test_core_lcm_patch_is_taken_over(graph, host):
+    """Before our loader, where people have it."""
+    alone = host.images(host.queue(set_inputs(graph, seed=26)))
+    patched = set_inputs(graph, seed=26)
+    patched["60"] = {
+        "class_type": "ModelSamplingDiscrete",
+        "inputs": {"model": ["1", 0], "sampling": "lcm", "zsnr": False},
+    }
+    patched["2"]["inputs"]["model"] = ["60", 0]
+    np.testing.assert_array_equal(alone, host.images(host.queue(patched)))
 
-    graph = set_inputs(graph, model=["60", 0])
-    patch = {"model": ["1", 0], "sampling": "lcm", "zsnr": False}
-    graph["60"] = {"class_type": "ModelSamplingDiscrete", "inputs": patch}
-    with pytest.raises(PromptError, match="take that node out"):
-        host.queue(graph)
+
+def test_two_samplers_in_a_row_make_what_one_makes(graph, host):
+    """As with KSampler (Advanced), and with SplitSigmas before two SamplerCustom."""
+    whole = host.images(host.queue(set_inputs(graph, seed=27)))
+    nodes = set_inputs(graph, seed=27, start_at_step=2, add_noise=False, latent=["70", 0])
+    first = {"end_at_step": 2, "return_with_leftover_noise": True, "latent": ["5", 0], "start_at_step": 0}
+    nodes["70"] = {"class_type": "LCMLoRA_Sampler", "inputs": nodes["6"]["inputs"] | first | {"add_noise": True}}
+    parts = in_parts(set_inputs(graph, seed=27))
+    parts["80"] = {"class_type": "SplitSigmas", "inputs": {"sigmas": ["22", 0], "step": 2}}
+    parts["81"] = copy.deepcopy(parts["6"])
+    parts["81"]["inputs"]["sigmas"] = ["80", 0]
+    parts["6"]["inputs"] |= {"sigmas": ["80", 1], "latent_image": ["81", 0], "add_noise": False}
+    for staged in (nodes, parts):
+        assert np.abs(np.subtract(whole, host.images(host.queue(staged)), dtype=float)).max() <= 1
 
 
 def test_previews_come_at_each_step(graph, host):

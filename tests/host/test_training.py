@@ -82,6 +82,7 @@ def test_checkpointing_and_fine_tuning(facts):
         ("counts", "2 positive conditionings for 3 latents; give one for each"),
         ("channels", "a latent is (3, 8, 8); the model takes (4, height, width)"),
         ("already", "makes it sample as an LCM; connect the MODEL from before it"),
+        ("wrapped", "training would go past it; connect the MODEL from before that node"),
         ("omega", "omega (8.0, 2.0) must be 0 <= low <= high"),
         ("outside", "is not a file name below"),
         ("nan", "latents has NaN, infinite or whole values"),

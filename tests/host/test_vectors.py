@@ -146,6 +146,13 @@ def test_inspection(facts):
     assert facts["records"]["inspected plain"].endswith("made as: unknown")
 
 
+def test_a_lora_is_added_to_every_storage_that_has_a_size_and_refused_for_packed_ones(facts):
+    found = facts["stored"]
+    assert found["float"] == found["fp8"] == found["quantised"] == "no error"
+    assert found["float patches"] == found["fp8 patches"] == found["quantised patches"] > 0
+    assert "is packed as torch.uint8" in found["packed"] and "floating-point format" in found["packed"]
+
+
 def test_core_nodes_take_our_vectors(facts):
     found = facts["in_core"]
     assert found["saved"] < 1e-6

@@ -205,6 +205,8 @@ def options(bench: Bench) -> Facts:
 
 def errors(bench: Bench) -> Facts:
     lcm = bench.host.run("LCMLoRA_Loader", model=bench.model, lora_name="pocket_lcm.safetensors")[0]
+    wrapped = bench.model.clone()
+    wrapped.set_model_unet_function_wrapper(lambda apply, args: apply(args["input"], args["timestep"], **args["c"]))
     small = {"samples": torch.zeros(1, 3, 8, 8)}
     damaged = {"state_prefix": "damaged/state", "steps": 1}
     bench.train(**damaged)
@@ -220,6 +222,7 @@ def errors(bench: Bench) -> Facts:
         "counts": message(lambda: bench.train(latents=[*bench.latents, bench.latents[0]])),
         "channels": message(lambda: bench.train(latents=[small, small])),
         "already": message(lambda: bench.train(model=[lcm])),
+        "wrapped": message(lambda: bench.train(model=[wrapped])),
         "omega": message(lambda: bench.train(omega_min=8.0, omega_max=2.0)),
         "outside": message(lambda: bench.train(state_prefix="../state")),
         "nan": message(lambda: bench.train(latents=[{"samples": torch.full((2, 4, 8, 8), float("nan"))}])),

@@ -309,6 +309,44 @@ def expressions(bench: Bench) -> Facts:
     return facts
 
 
+class Quantised(torch.Tensor):
+    """Whole numbers that say the shape of the weight that they stand for, as loaders of quantised files have them."""
+
+    @staticmethod
+    def __new__(cls, weight: torch.Tensor):
+        made = torch.Tensor._make_subclass(cls, torch.zeros(len(weight), weight[0].numel() // 2, dtype=torch.uint8))
+        made.meant = weight.shape
+        return made
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.meant
+
+    def detach(self) -> Quantised:
+        return self
+
+
+def stored(bench: Bench) -> Facts:
+    """A LoRA applied to models by how their linear weights are stored: patches of each, or why there are none."""
+    facts: Facts = {}
+    for name, store in {
+        "float": lambda weight: weight.data,
+        "fp8": lambda weight: weight.data.to(torch.float8_e4m3fn),
+        "quantised": Quantised,
+        "packed": lambda weight: torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8),
+    }.items():
+        model = bench.run("CheckpointLoaderSimple", ckpt_name="pocket.safetensors")[0]
+        for module in model.model.diffusion_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_buffer("weight", store(module._parameters.pop("weight")))
+        applied: list = []
+        facts[name] = message(
+            lambda: applied.append(bench.run("LCMLoRA_ApplyVector", model=model, lora=bench.a)[0])  # noqa: B023
+        )
+        facts[f"{name} patches"] = len(applied[0].patches) if applied else 0
+    return facts
+
+
 def interrupts(bench: Bench) -> Facts:
     """An interrupt at the first module of a combination: newer hosts leave out reports that follow soon after."""
     import comfy.model_management as management
@@ -433,7 +471,7 @@ def refused(bench: Bench) -> Facts:
 
 
 CHECKS = (
-    *(imports, equal, extraction, records, widgets, growing, saving, in_core, interrupts),
+    *(imports, equal, extraction, records, widgets, growing, saving, in_core, stored, interrupts),
     *(pictures, sweeps, refused, expressions),
 )
 
