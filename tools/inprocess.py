@@ -84,7 +84,7 @@ def load_host_of_arguments(about: str | None) -> Host:
 
 
 def load_pack() -> ModuleType:
-    """This repository as the package `lcm_lora_pack`; its modules are `lcm_lora_pack.nodes.host` and so on."""
+    """This repository as the package `lcm_lora_pack`; its modules are `lcm_lora_pack.nodes.sampling` and so on."""
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     pack = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = pack

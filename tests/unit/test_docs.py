@@ -10,7 +10,7 @@ import pytest
 from tools import api_docs
 from tools.doc_links import DOCS, ROOT, corrected
 
-CODE = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "lcm_core").rglob("*.py")]
+CODE = [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "lcm_core").rglob("*.py")]
 EXAMPLES = re.findall(
     r"^```python\n(.*?)^```", api_docs.FILE.read_text(encoding="utf-8").partition(api_docs.MARK)[0], re.M | re.S
 )
