@@ -165,9 +165,11 @@ def fitted(model, latent: dict) -> Tensor:
     samples = fit(model, **{"latent_image": latent["samples"]} | {
         name: latent[name] for name in inspect.signature(fit).parameters if name in latent
     })  # fmt: skip
+    if samples.is_nested:
+        return samples
     latent_format = model.get_model_object("latent_format")
     channels, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
-    if not samples.is_nested and samples.ndim != dimensions + 2:
+    if samples.ndim != dimensions + 2:
         raise ValueError(
             f"the latent is {tuple(samples.shape)} and the model takes {dimensions + 2} dimensions; encode it with "
             "this model's VAE"

@@ -8,6 +8,7 @@ Each is the host's own class of the architecture with random weights. test_kinds
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import math
 import sys
@@ -56,7 +57,7 @@ KINDS = {
     ),
     "Stable Audio": Kind(
         "StableAudio",
-        {"audio_model": "dit1.0", "embed_dim": 64, "cond_token_dim": 768, "depth": 2, "num_heads": 2},
+        {"audio_model": "dit1.0", "embed_dim": 768, "cond_token_dim": 768, "depth": 1, "num_heads": 24},
         (2, 64, 16),
     ),
     "Cosmos": Kind(
@@ -87,6 +88,7 @@ KINDS = {
             "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": POOLED, "context_in_dim": WORDS,
             "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
             "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True, "guidance_embed": True, "patch_size": 2,
+            "txt_ids_dims": [],
         },
         (2, 16, 8, 8),
     ),
@@ -101,7 +103,9 @@ def build(kind: Kind) -> Any:
         f"conditioner.conditioners.seconds_{end}.{name}": value
         for end in ("start", "total") for name, value in embedder.state_dict().items()
     }  # fmt: skip
-    config = getattr(supported, kind.config)(dict(kind.network))
+    flux = inspect.signature(importlib.import_module("comfy.ldm.flux.model").FluxParams).parameters
+    network = {name: value for name, value in kind.network.items() if name != "txt_ids_dims" or name in flux}
+    config = getattr(supported, kind.config)(network)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(seconds)
     generator = torch.Generator().manual_seed(SEED)

@@ -128,7 +128,6 @@ def scales(bench: Bench) -> Facts:
     finally:
         sample.fix_empty_latent_channels = own
     return {
-        "old": list(old["samples"].shape),
         "new": list(new["samples"].shape),
         "told": told,
         "names": sorted(old) + sorted(new),
