@@ -134,7 +134,7 @@ def test_a_file_without_the_weight_is_refused(found):
 @torch.no_grad()
 def test_sampling_is_diffusers(found, unet, monkeypatch, name):
     run, cfg = found.runs[name], RUNS[name][1]
-    noises = (step_noise(SHAPE, SEED, i) for i in range(3))
+    noises = (step_noise(SHAPE, SEED, 100 * (t + 1)) for t in (759, 499, 259))
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: next(noises))
     cond = embedded(OMEGAS[name])
     words = torch.randn(2, 1, 77, 768, generator=torch.Generator().manual_seed(SEED)).expand(2, 3, 77, 768)
