@@ -26,7 +26,7 @@ from .files import (
 )
 
 # Bytes of a header's entry beside the tensor's name: its dtype, four numbers of its shape and two offsets at most.
-_ENTRY = 160
+_ENTRY = 120
 
 
 @dataclass(frozen=True)
