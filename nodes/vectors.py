@@ -3,12 +3,11 @@
 import torch
 from comfy_api.latest import io
 
+from ..lcm_core.dialects import DIALECTS, DTYPES
 from . import host_loras
 from .host.files import stamp
 from .host.report import show_text
 from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class LoadVector(io.ComfyNode):
@@ -73,7 +72,7 @@ class SaveVector(io.ComfyNode):
             inputs=[
                 vector_input("lora", "The vector to save."),
                 io.String.Input("filename_prefix", default="loras/lcm_mix", tooltip="Folder and name below output."),
-                io.Combo.Input("dialect", options=["kohya", "peft", "native"], default="kohya",
+                io.Combo.Input("dialect", options=list(DIALECTS), default="kohya",
                                tooltip="kohya is read by ComfyUI, A1111 and Forge; peft by diffusers."),
                 io.Combo.Input("dtype", options=list(DTYPES), default="float16",
                                tooltip="Precision of the file; float16 is usual."),
@@ -87,7 +86,7 @@ class SaveVector(io.ComfyNode):
         vector = host_loras.to_vector(lora)
         if not vector:
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
-        tensors = vector.state_dict(dialect, DTYPES[dtype])
+        tensors = vector.state_dict(dialect, getattr(torch, dtype))
         path = str(host_loras.save_new(filename_prefix, tensors, {**vector.metadata, **host_loras.record_of(lora)}))
         show_text(path)
         return io.NodeOutput(ui={"text": [path]})

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..dialects import DIALECTS, DTYPES
 from ..text import quoted
 
 Result = dict[str, Any]
 Report = Callable[[int, int], None]
 
-DIALECTS = ("kohya", "peft", "native")
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)

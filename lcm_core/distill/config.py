@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-CHOICES = {
-    "objective": Literal["lcd", "lcf"],
-    "solver": Literal["ddim", "dpm++"],
-    "distance": Literal["huber", "l2"],
-    "optimizer": Literal["adamw", "adamw8bit"],
-    "autocast": Literal[None, "bfloat16", "float16"],
-}
-
+from typing import Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -46,7 +37,7 @@ class DistillConfig:
     warmup: int = 0
     decay_to: float = 1.0
     accumulate: int = 1
-    autocast: Literal["bfloat16", "float16"] | None = None
+    autocast: Literal[None, "bfloat16", "float16"] = None
     save_every: int = 100
     seed: int = 0
 
@@ -66,7 +57,9 @@ class DistillConfig:
             "save_every": (self.save_every >= 1, "at least 1"),
             "seed": (0 <= self.seed < 2**64, "in 0 … 2**64 - 1"),
         }
-        for name, kind in CHOICES.items():
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is not Literal:
+                continue
             allowed = get_args(kind)
             checks[name] = (getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
         for name, (holds, rule) in checks.items():

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from ...dialects import DIALECTS
 from ...text import listed
 from . import flat
 from .encoders import encoder_name
@@ -14,7 +15,6 @@ from .table import families as all_families
 from .table import match, shape_of
 from .unet import VOCABULARY, to_ldm
 
-DIALECTS = ("kohya", "peft", "native")
 _KOHYA_PREFIX = {
     "unet": "lora_unet_",
     "text_encoder": "lora_te_",
