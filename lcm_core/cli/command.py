@@ -16,7 +16,6 @@ Result = dict[str, Any]
 Report = Callable[[int, int], None]
 
 
-
 @dataclass(frozen=True)
 class Command:
     """about: one line of help. add_arguments: puts the command's own on its parser. run: arguments -> result.

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+
 @dataclass(frozen=True)
 class DistillConfig:
     """Settings of `distill`, with the defaults of diffusers' LCM-LoRA scripts.
