@@ -4,7 +4,18 @@ from .family import ADDED, Family, Paths, qkv
 
 DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
 LINEAR1 = (*qkv(f"{SINGLE}.attn"), f"{SINGLE}.proj_mlp")
+NORMS: dict[str, Paths] = {
+    "double_blocks.{}.img_attn.norm.query_norm": f"{DOUBLE}.attn.norm_q",
+    "double_blocks.{}.img_attn.norm.key_norm": f"{DOUBLE}.attn.norm_k",
+    "double_blocks.{}.txt_attn.norm.query_norm": f"{DOUBLE}.attn.norm_added_q",
+    "double_blocks.{}.txt_attn.norm.key_norm": f"{DOUBLE}.attn.norm_added_k",
+    "single_blocks.{}.norm.query_norm": f"{SINGLE}.attn.norm_q",
+    "single_blocks.{}.norm.key_norm": f"{SINGLE}.attn.norm_k",
+}
+# The same by the parameter that the original network, and ComfyUI up to 0.3, has in place of a weight.
+SCALES = {f"{norm}.scale": path for norm, path in NORMS.items()}
 BLOCKS: dict[str, Paths] = {
+    **NORMS,
     "double_blocks.{}.img_attn.qkv": qkv(f"{DOUBLE}.attn"),
     "double_blocks.{}.txt_attn.qkv": qkv(f"{DOUBLE}.attn", ADDED),
     "double_blocks.{}.img_attn.proj": f"{DOUBLE}.attn.to_out.0",
@@ -47,7 +58,7 @@ FLUX = Family(
     ratios=GELU,
     native=BLOCKS | MODULATION,
     diffusers={"norm_out.linear": "~final_layer.adaLN_modulation.1"},
-    also=XLABS,
+    also=XLABS | SCALES,
 )
 
 FUSED = "to_qkv_mlp_proj"
@@ -74,6 +85,7 @@ FLUX2 = Family(
         "time_guidance_embed.guidance_embedder.linear_1": "time_text_embed.guidance_embedder.linear_1",
         "time_guidance_embed.guidance_embedder.linear_2": "time_text_embed.guidance_embedder.linear_2",
     },
+    also=SCALES,
 )
 
 CHROMA = Family(
@@ -86,5 +98,6 @@ CHROMA = Family(
         "distilled_guidance_layer.layers.{}.out_layer": "distilled_guidance_layer.layers.{}.linear_2",
         "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
     },
+    also=SCALES,
 )
 FAMILIES = (FLUX, FLUX2, CHROMA)

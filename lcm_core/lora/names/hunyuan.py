@@ -1,7 +1,7 @@
 """HunyuanVideo and its 1.5, and HunyuanImage 2.1: Flux' streams, with a refiner of the text, in names of their own."""
 
 from .family import ADDED, Family, Paths, qkv, timestep
-from .flux import BLOCKS, DOUBLE, GELU, MODULATION, SINGLE
+from .flux import BLOCKS, DOUBLE, GELU, MODULATION, SCALES, SINGLE
 
 TEXT = "context_embedder.time_text_embed"
 REFINER = "context_embedder.token_refiner.refiner_blocks.{}"
@@ -52,7 +52,7 @@ AUTHORS: dict[str, Paths] = {
     **{f"double_blocks.{{}}.img_attn_{leaf}": f"{DOUBLE}.attn.to_{leaf}" for leaf in "qkv"},
     **{f"double_blocks.{{}}.txt_attn_{leaf}": f"{DOUBLE}.attn.add_{leaf}_proj" for leaf in "qkv"},
 }
-HUNYUAN_VIDEO = Family("HunyuanVideo", ratios=GELU, native=STREAMS, diffusers=DIFFUSERS, also=AUTHORS)
+HUNYUAN_VIDEO = Family("HunyuanVideo", ratios=GELU, native=STREAMS, diffusers=DIFFUSERS, also=AUTHORS | SCALES)
 
 GLYPHS: dict[str, Paths] = {f"byt5_in.fc{i}": f"context_embedder_2.linear_{i}" for i in (1, 2, 3)}
 WITHOUT = ("single_blocks", "vector_in", "guidance_in")
@@ -63,7 +63,7 @@ HUNYUAN_VIDEO_15 = Family(
     | GLYPHS
     | {"vision_in.proj.1": "image_embedder.linear_1", "vision_in.proj.3": "image_embedder.linear_2"},
     diffusers=DIFFUSERS | timestep("time_embed.timestep_embedder"),
-    also=AUTHORS,
+    also=AUTHORS | SCALES,
 )
 
 EMBED = "time_guidance_embed"
@@ -78,6 +78,6 @@ HUNYUAN_IMAGE = Family(
     diffusers=DIFFUSERS
     | timestep(f"{EMBED}.timestep_embedder")
     | {f"{EMBED}.guidance_embedder.linear_{i}": f"time_text_embed.guidance_embedder.linear_{i}" for i in (1, 2)},
-    also=AUTHORS,
+    also=AUTHORS | SCALES,
 )
 FAMILIES = (HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, HUNYUAN_IMAGE)
