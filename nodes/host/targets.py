@@ -38,9 +38,12 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
             found.setdefault(whole, (key, None, exchange_halves) if exchanged else (key, offset) if offset else key)
             continue
         found.setdefault(whole, (key, offset) if offset else key)
-        weight = _parameter(model, key, "weight")
-        if offset is None and weight is not None:
-            lengths = part_rows(name, len(spelling.parts), *_size(key, weight))
+        shape = weight_shape(model, key)
+        if offset is None and len(shape) > 1:
+            try:
+                lengths = part_rows(name, len(spelling.parts), shape[0], math.prod(shape[1:]))
+            except ValueError:  # packed numbers, whose rows nothing tells: the whole weight has a name alone
+                continue
             starts = accumulate(lengths, initial=0)
             rows |= {
                 flat(part): (key, (0, start, length))
@@ -69,9 +72,11 @@ def find_targets(
         if target is None:
             continue
         key, offset, *function = (target, None) if isinstance(target, str) else target
-        weight = _parameter(model, key, kind)
-        have = () if weight is None else _size(key, weight, offset)
-        if not have or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
+        shape = list(weight_shape(model, key, kind))
+        if offset is not None and shape:
+            shape[offset[0]] = offset[2]
+        have = (shape[0], math.prod(shape[1:])) if shape else ()
+        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
             misfits[name] = (
                 f"{shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in)"
             )
@@ -83,32 +88,22 @@ def find_targets(
 
 
 def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:
-    weight = _parameter(model, key, "weight")
-    if weight is None or weight.ndim < 2:
-        return False
-    rows, columns = _size(key, weight)
-    return rows == 2 * columns
+    shape = weight_shape(model, key)
+    return len(shape) > 1 and shape[0] == 2 * math.prod(shape[1:])
 
 
-def _size(key: str, weight: Tensor, part: tuple[int, int, int] | None = None) -> tuple[int, int]:
-    """(out, in) of a weight or of its rows `part`, by the shape that it says it has.
+def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tuple[int, ...]:
+    """The shape of the weight that a key of the host names, or of the bias beside it; () if there is none.
 
-    ValueError for weights packed into whole numbers that say nothing of the sort, as 4-bit ones.
+    A linear layer tells its own, whatever numbers its weight is packed into or a patch has padded it to.
     """
-    shape = list(weight.shape)
-    if not weight.is_floating_point() and shape == list(torch.Tensor.size(weight)):
-        raise ValueError(
-            f"the model's {shortened(key)} is packed as {weight.dtype} {tuple(shape)}, and no LoRA can be added to "
-            "that; load the model in a floating-point format, such as fp8 or bf16"
-        )
-    if part is not None:
-        shape[part[0]] = part[2]
-    return shape[0], math.prod(shape[1:])
-
-
-def _parameter(model: torch.nn.Module, key: str, kind: str) -> Tensor | None:
-    """The weight that a key of the host names, or the bias beside it; None if there is none."""
-    module, _, last = key.rpartition(".")
-    if last == "weight":
-        return getattr(comfy.utils.get_attr(model, module), kind, None)
-    return comfy.utils.get_attr(model, key) if kind == "weight" else None
+    name, _, last = key.rpartition(".")
+    if last != "weight":
+        return tuple(comfy.utils.get_attr(model, key).shape) if kind == "weight" else ()
+    layer = comfy.utils.get_attr(model, name)
+    parameter = getattr(layer, kind, None)
+    if parameter is None:
+        return ()
+    if hasattr(layer, "out_features") and hasattr(layer, "in_features"):
+        return (layer.out_features, layer.in_features) if kind == "weight" else (layer.out_features,)
+    return tuple(parameter.shape)
