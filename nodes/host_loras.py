@@ -12,6 +12,7 @@ import comfy.lora
 import comfy.utils
 import comfy.weight_adapter
 import folder_paths
+from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ..lcm_core import atomic
@@ -25,7 +26,7 @@ from ..lcm_core.lora.names import read_name
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
 from .host.files import model_path
-from .host.targets import find_targets
+from .host.targets import find_targets, weight_shape
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}
@@ -118,6 +119,26 @@ def module_patches(module: Module, target: str | tuple) -> dict:
     return patches
 
 
+def misshapen(patcher, modules: Mapping[str, Module], targets: Mapping[str, str | tuple]) -> dict[str, str]:
+    """Name -> what differs, of the modules whose weight can't be padded to their shape, or was padded to another."""
+    found = {}
+    for name, target in targets.items():
+        tensors = modules[name].tensors
+        if not isinstance(target, str) or tensors.keys() == {"diff_b"}:
+            continue
+        have = weight_shape(patcher.model, target)
+        adapters = [patch for _, patch, *_ in patcher.patches.get(target, ()) if isinstance(patch, LoRAAdapter)]
+        before = [tuple(adapter.weights[5]) for adapter in adapters if adapter.weights[5] is not None]
+        if "reshape_weight" in tensors:
+            padded = tuple(tensors["reshape_weight"].tolist())
+            have = (before or [have])[-1]
+            if len(padded) != len(have) or any(a < b for a, b in zip(padded, have, strict=True)):
+                found[name] = f"{shortened(name)}.weight is padded to {padded} by the LoRA and {have} in the model"
+        elif before and before[-1] != have:
+            found[name] = f"another LoRA padded {shortened(name)}.weight to {before[-1]}, apply that one after this"
+    return found
+
+
 def add_modules(patcher, modules: Mapping[str, Module], targets: Mapping[str, str | tuple], strength: float):
     """(clone of the ModelPatcher with the modules' patches at their targets, names of those that it did not take)."""
     patches: dict = {}
@@ -150,6 +171,8 @@ def apply_vector(
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
         found_texts, text_misfits = find_targets(clip.cond_stage_model, keys, texts)
         misfits |= text_misfits
+    misfits |= misshapen(model, modules, found)
+    found = {name: target for name, target in found.items() if name not in misfits}
     made_for, host = architecture(file.sizes, file.lasting_metadata), type(model.model.model_config).__name__
     both = f"{source} is for {shortened(made_for)} and the model is {host}"
     if misfits and not leave_out:
@@ -173,6 +196,10 @@ def apply_vector(
         lines.append(f"{len(parts[1])} text encoder modules are left out, connect a CLIP to apply them")
     elif texts:
         lines.append(f"{in_texts} text encoder modules")
+    done = [modules[name].tensors for name in {*found, *found_texts} - {*left}]
+    whole, padded = (sum(role in tensors for tensors in done) for role in ("set_weight", "reshape_weight"))
+    if whole or padded:
+        lines.append(f"{whole} weights set, {padded} reshaped, whatever the strength")
     if misfits:
         lines.append(f"left out, of another size than the model's: {listed(misfits)}")
     if left:

@@ -19,11 +19,12 @@ _PROJECTION = re.compile(r"unet\..*attentions\.\d+\.proj_(?:in|out)")
 
 
 def why_not_a_vector(modules: Sequence[Module]) -> str | None:
-    """Why the modules can't be summed as a vector, with their keys; None if they can."""
-    for kind in kinds():
+    """Why the modules can't be summed as a vector, with their keys, and what to do instead; None if they can."""
+    for kind in reversed(kinds()):
         keys = [module.keys[role] for module in modules for role in kind.roles if role in module.keys]
         if keys and kind.not_a_vector:
-            return f"{kind.name} weights can't be summed as a vector: {kind.not_a_vector} ({listed(keys)})"
+            why = f"{kind.not_a_vector} ({listed(keys)}). {kind.instead}"
+            return f"{kind.name} weights can't be summed as a vector: {why}"
     return None
 
 
@@ -57,7 +58,7 @@ def check_vector(modules: Sequence[Module], rank: int | None) -> None:
     if rank is not None and rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1, such as 64")
     if reason := why_not_a_vector(modules):
-        raise ValueError(f"{reason}. Apply the file to its base model and extract a plain LoRA from the difference")
+        raise ValueError(reason)
 
 
 def module_parts(

@@ -15,6 +15,7 @@ from ..files import read_lora, with_adapter_config
 from ..streaming import TensorFile, open_tensors
 from ..text import listed, shortened
 from .architecture import projects_by_convolution
+from .control import control_keys, reshaped
 from .convert import check_vector, read_modules
 from .kinds import Size, native_suffix, normal, role_of, sizes_of, split_key
 from .metadata import of_file
@@ -55,14 +56,19 @@ class LoRAFile:
         """
         metadata = dict(metadata or {})
         config = adapter_config(metadata)
+        control = control_keys(state_dict)
         modules = [
             Module(spelling, keys, {role: computable(key, role, state_dict[key]) for role, key in keys.items()}, config)
-            for spelling, keys in _grouped(state_dict)
+            for spelling, keys in _grouped({key: control.get(key, key) for key in state_dict})
         ]
+        if control:
+            modules = list(map(reshaped, modules))
         if not known_finite:
             for module in modules:
                 check_finite(module)
-        return cls(tuple(modules), metadata, _notes(state_dict, modules, metadata))
+        rest = [key for key in state_dict if key not in control]
+        notes = _notes(rest, modules, metadata | ALPHA_IS_RANK if control else metadata)
+        return cls(tuple(modules), metadata, notes)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> LoRAFile:
@@ -146,16 +152,18 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _grouped(keys: Iterable[str]) -> list[tuple[Spelling, dict[str, str]]]:
-    """(what a module's name stands for, role -> key) of each; ValueError for unknown keys and a module twice."""
-    keys = list(keys)
-    unknown = [key for key in keys if split_key(key) is None]
+def _grouped(keys: Mapping[str, str]) -> list[tuple[Spelling, dict[str, str]]]:
+    """(what a module's name stands for, role -> key) of each; ValueError for unknown keys and a module twice.
+
+    keys: each as the file has it -> as it is read.
+    """
+    unknown = [key for key, read in keys.items() if split_key(read) is None]
     if unknown:
         raise ValueError(f"no LoRA weights that are known: {listed(unknown)}; use a file with LoRA weights only")
     modules: dict[str, dict[str, str]] = {}
     taken: dict[str, tuple[str, str]] = {}
-    for key in keys:
-        module, role = split_key(key) or ("", "")
+    for key, read in keys.items():
+        module, role = split_key(read) or ("", "")
         if role == "stray":
             continue
         roles = modules.setdefault(module, {})

@@ -34,6 +34,7 @@ class Kind:
     change:    (module, W (out, in, ...)) -> W' - W in W's shape, float32 or wider
     factors:   (module, limit on the rank or None) -> Delta W as factors, or as it is where it has one dimension
     not_a_vector: why a module has no factors: what it adds depends on the base model. Then `factors` is None
+    instead:   what to do with a file of such modules instead
     rank:      the rank that alpha is divided by, None where there is none
     normal:    the module with the tensors that ComfyUI would read as they are meant
     parameter: what of a layer is adapted
@@ -47,6 +48,7 @@ class Kind:
     change: Callable[[Module, Tensor], Tensor]
     factors: Callable[[Module, int | None], Factors | Tensor] | None = None
     not_a_vector: str = ""
+    instead: str = "Apply the file to its base model and extract a plain LoRA from the difference"
     rank: Callable[[Module], int | None] = lambda module: None
     normal: Callable[[Module], Module] = lambda module: module
     parameter: Literal["weight", "bias"] = "weight"

@@ -9,8 +9,6 @@ from torch import Tensor
 from ..module import Module
 from .kind import Kind, Role, Size
 
-WHY = "the file replaces or reshapes weights in place of adding to them"
-
 
 def _size(module: Module, before: Size) -> Size:
     weight = module.tensors["set_weight"]
@@ -23,4 +21,10 @@ def _change(module: Module, weight: Tensor) -> Tensor:
     return module.tensors["set_weight"].to(weight).reshape(weight.shape) - weight
 
 
-KIND = Kind(name="replacement", roles={"set_weight": Role(".set_weight")}, size=_size, change=_change, not_a_vector=WHY)
+KIND = Kind(
+    name="replacement",
+    roles={"set_weight": Role(".set_weight")},
+    size=_size,
+    change=_change,
+    not_a_vector="the file replaces weights in place of adding to them",
+)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..module import Module
 from .kind import Kind, Role, Size
-from .replacement import WHY
 
 
 def _size(module: Module, before: Size) -> Size:
@@ -28,6 +27,7 @@ KIND = Kind(
     roles={"reshape_weight": Role(".reshape_weight")},
     size=_size,
     change=_change,
-    not_a_vector=WHY,
+    not_a_vector="the file gives a weight another shape, such as more inputs for a control picture",
+    instead="Apply the file alone, after a sum of the others",
     modifies=True,
 )
