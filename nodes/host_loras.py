@@ -124,9 +124,9 @@ def misshapen(patcher, modules: Mapping[str, Module], targets: Mapping[str, str 
     found = {}
     for name, target in targets.items():
         tensors = modules[name].tensors
-        if not isinstance(target, str) or tensors.keys() == {"diff_b"}:
+        have = weight_shape(patcher.model, target) if isinstance(target, str) else None
+        if have is None or tensors.keys() == {"diff_b"}:
             continue
-        have = weight_shape(patcher.model, target)
         adapters = [patch for _, patch, *_ in patcher.patches.get(target, ()) if isinstance(patch, LoRAAdapter)]
         before = [tuple(adapter.weights[5]) for adapter in adapters if adapter.weights[5] is not None]
         if "reshape_weight" in tensors:

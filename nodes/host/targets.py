@@ -39,10 +39,10 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
             continue
         found.setdefault(whole, (key, offset) if offset else key)
         shape = weight_shape(model, key)
-        if offset is None and len(shape) > 1:
+        if offset is None and shape:
             try:
                 lengths = part_rows(name, len(spelling.parts), shape[0], math.prod(shape[1:]))
-            except ValueError:  # packed numbers, whose rows nothing tells: the whole weight has a name alone
+            except ValueError:  # packed, so only the whole weight has a name
                 continue
             starts = accumulate(lengths, initial=0)
             rows |= {
@@ -72,7 +72,11 @@ def find_targets(
         if target is None:
             continue
         key, offset, *function = (target, None) if isinstance(target, str) else target
-        shape = list(weight_shape(model, key, kind))
+        whole = weight_shape(model, key, kind)
+        if whole is None:
+            found[name] = target
+            continue
+        shape = list(whole)
         if offset is not None and shape:
             shape[offset[0]] = offset[2]
         have = (shape[0], math.prod(shape[1:])) if shape else ()
@@ -88,14 +92,15 @@ def find_targets(
 
 
 def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:
-    shape = weight_shape(model, key)
+    shape = weight_shape(model, key) or ()
     return len(shape) > 1 and shape[0] == 2 * math.prod(shape[1:])
 
 
-def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tuple[int, ...]:
-    """The shape of the weight that a key of the host names, or of the bias beside it; () if there is none.
+def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tuple[int, ...] | None:
+    """The shape of the weight that a key of the host names, or of the bias beside it.
 
-    A linear layer tells its own, whatever numbers its weight is packed into or a patch has padded it to.
+    A linear layer tells its own, whatever numbers its weight is packed into or a patch has padded it to. () if there is
+    no such weight, None if it is packed and nothing tells.
     """
     name, _, last = key.rpartition(".")
     if last != "weight":
@@ -106,4 +111,5 @@ def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tupl
         return ()
     if hasattr(layer, "out_features") and hasattr(layer, "in_features"):
         return (layer.out_features, layer.in_features) if kind == "weight" else (layer.out_features,)
-    return tuple(parameter.shape)
+    told = getattr(parameter, "tensor_shape", parameter.shape if parameter.is_floating_point() else None)
+    return None if told is None else tuple(told)
