@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcm_core.lora import LoRAVector
+from tests.host import whole_weights
 from tools.inprocess import Host, load_host
 
 UNET = {
@@ -451,6 +452,9 @@ def main() -> None:
         "bias": bias_of_a_part(host, loras),
         "transformer": transformer_names(host, loras),
         "refusals": refusals(host, loras),
+        "control": whole_weights.control(host, loras),
+        "wan": whole_weights.wan(host, loras),
+        "packed": whole_weights.packed(sys.modules["lcm_lora_pack.nodes.host_targets"]),
     }
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 

@@ -268,3 +268,44 @@ def test_what_does_not_fit_is_left_out_on_request(reports):
     applied, of = map(int, re.search(r": (\d+) of (\d+) modules", text).groups())
     assert 0 < applied < of
     assert str(applied) == reports["refusals"]["left out count"]
+
+
+def test_flux_control_loras_are_cores(reports):
+    found = reports["control"]
+    assert len(found["core"]) == 8 and max(found["core"]) < 1e-5
+    assert found["first layer"] < 1e-4 and found["norms"] == [12, 0.0] and found["left alone"]
+    for text in found["text"]:
+        assert "12 weights set, 1 reshaped, whatever the strength" in text
+        assert "left out" not in text and "alpha" not in text
+    assert "48 of 48 modules, rank 2" in found["text"][0]
+    assert "62 of 62 modules, rank 2" in found["text"][1]
+    assert found["after a LoRA"] < 1e-5
+
+
+def test_what_a_control_lora_can_not_be_is_explained(reports):
+    said = reports["control"]["refused"]
+    assert "transformer.x_embedder.weight to (128, 128), apply that one after this" in said["before a LoRA"]
+    assert "x_embedder.weight is padded to (128, 64) by the LoRA and (128, 128) in the model" in said["narrow"]
+    assert "replacement weights can't be summed as a vector: the file gives a weight another shape" in said["sum"]
+    assert "img_in.lora_A.weight" in said["sum"] and "Apply the file alone, after a sum of the others" in said["sum"]
+
+
+def test_parameters_that_are_no_layers_weight_are_changed_as_core_does(reports):
+    found = reports["wan"]
+    assert max(found["errors"]) < 1e-5 and found["modulations"] == 3
+    assert found["changed"] == 64
+    assert "39 of 39 modules, rank 2" in found["text"]
+
+
+def test_a_first_layer_of_other_inputs_is_named(reports):
+    found = reports["wan"]
+    assert "transformer.patch_embedding.weight is (128, 144) in the LoRA and (128, 64) in the model" in found["refused"]
+    assert "39 of 40 modules" in found["left out"]
+    assert "left out, of another size than the model's: transformer.patch_embedding;" in found["left out"]
+    assert "1 tensors are no LoRA weights and left out (diffusion_model.blocks.0.diff_m)" in found["left out"]
+
+
+def test_packed_weights_keep_their_places(reports):
+    found = reports["packed"]
+    assert found["fused"] == 8 and found["4-bit"] and found["flat"] and found["fp8"]
+    assert found["unsized"] == {"whole": True, "parts": 0, "found": [1, 0]}
