@@ -12,7 +12,7 @@ NORMS: dict[str, Paths] = {
     "single_blocks.{}.norm.query_norm": f"{SINGLE}.attn.norm_q",
     "single_blocks.{}.norm.key_norm": f"{SINGLE}.attn.norm_k",
 }
-# The same by the parameter that the original network, and ComfyUI up to 0.3, has in place of a weight.
+# The same by the parameter that the original network, and an older ComfyUI, has in place of a weight.
 SCALES = {f"{norm}.scale": path for norm, path in NORMS.items()}
 BLOCKS: dict[str, Paths] = {
     **NORMS,
