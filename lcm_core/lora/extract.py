@@ -20,7 +20,7 @@ from ..files import open_safetensors
 from ..text import listed, shortened
 from .fusion import part_rows
 from .lowrank import Factors, Limits, decompose, wide
-from .names import read_name
+from .names import Spelling, read_name, read_names
 from .names.encoders import ENCODERS
 from .vector import LoRAVector
 
@@ -194,11 +194,11 @@ def _parameters(keys: list[str]) -> dict[str, _Parameter]:
             f"the checkpoint is fp8 with scales ({listed(scaled)}); give one in float16, bfloat16 or float32"
         )
     bare = next((component for head, component in _BARE if any(key.startswith(head) for key in keys)), "unet.")
+    kept = [key for key in keys if not key.startswith(SKIPPED)]
+    spellings = read_names(_layer(key.rpartition(".")[0]) for key in kept)
     found: dict[str, _Parameter] = {}
-    for key in keys:
-        if key.startswith(SKIPPED):
-            continue
-        for name, place in _names(key, bare):
+    for key in kept:
+        for name, place in _names(key, bare, spellings):
             if name in found:
                 raise ValueError(
                     f"{shortened(found[name].key)} and {shortened(key)} are the same parameter {shortened(name)}; "
@@ -208,26 +208,32 @@ def _parameters(keys: list[str]) -> dict[str, _Parameter]:
     return found
 
 
-def _names(key: str, bare: str) -> list[tuple[str, _Parameter]]:
+def _names(key: str, bare: str, spellings: Mapping[str, Spelling]) -> list[tuple[str, _Parameter]]:
     fused = re.fullmatch(r"(.+\.resblocks\.\d+)\.attn\.in_proj_(weight|bias)", key)
     if fused:
-        (layer,), _ = _canonical(f"{fused[1]}.attn.out_proj", bare)
+        (layer,), _ = _canonical(f"{fused[1]}.attn.out_proj", bare, spellings)
         layer = layer.removesuffix("out_proj")
         return [(f"{layer}{'qkv'[i]}_proj.{fused[2]}", _Parameter(key, i, 3)) for i in range(3)]
     module, _, kind = key.rpartition(".")
     if kind not in ("weight", "bias") or not module:
         return []
-    parts, swapped = _canonical(module, bare)
+    parts, swapped = _canonical(module, bare, spellings)
     return [(f"{part}.{kind}", _Parameter(key, i, len(parts), swapped)) for i, part in enumerate(parts)]
 
 
-def _canonical(module: str, bare: str) -> tuple[tuple[str, ...], bool]:
-    """(canonical names of a module's parts, whether its halves are exchanged)."""
+def _layer(module: str) -> str:
+    """A module of a checkpoint's text encoders under diffusers' name; others as they are."""
     for pattern, replacement in _CHECKPOINT:
         module, found = pattern.subn(replacement, module)
         if found:
             break
-    spelling = read_name(_OPEN_CLIP_LEAF.sub(lambda leaf: leaf[1] + _OPEN_CLIP_LEAVES[leaf[2]], module))
+    return _OPEN_CLIP_LEAF.sub(lambda leaf: leaf[1] + _OPEN_CLIP_LEAVES[leaf[2]], module)
+
+
+def _canonical(module: str, bare: str, spellings: Mapping[str, Spelling]) -> tuple[tuple[str, ...], bool]:
+    """(canonical names of a module's parts, whether its halves are exchanged)."""
+    name = _layer(module)
+    spelling = spellings.get(name) or read_name(name)
     known = spelling.parts[0].partition(".")[0] in COMPONENTS
     return (spelling.parts if known else (bare + spelling.parts[0],)), spelling.swapped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,9 @@ from .architecture import projects_by_convolution
 from .control import control_keys, reshaped
 from .convert import check_vector, read_modules
 from .kinds import Size, native_suffix, normal, role_of, sizes_of, split_key
-from .metadata import of_file
+from .metadata import family_names, of_file
 from .module import Module, finite
-from .names import Spelling, flat, read_name
+from .names import Spelling, flat, read_names
 from .names.table import canonical_paths, families_with, is_native
 from .names.writing import spell
 from .peft_config import ALPHA_IS_RANK, adapter_config, alpha_of
@@ -59,7 +59,7 @@ class LoRAFile:
         control = control_keys(state_dict)
         modules = [
             Module(spelling, keys, {role: computable(key, role, state_dict[key]) for role, key in keys.items()}, config)
-            for spelling, keys in _grouped({key: control.get(key, key) for key in state_dict})
+            for spelling, keys in _grouped({key: control.get(key, key) for key in state_dict}, family_names(metadata))
         ]
         if control:
             modules = list(map(reshaped, modules))
@@ -152,14 +152,15 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _grouped(keys: Mapping[str, str]) -> list[tuple[Spelling, dict[str, str]]]:
+def _grouped(keys: Mapping[str, str], families: Collection[str]) -> list[tuple[Spelling, dict[str, str]]]:
     """(what a module's name stands for, role -> key) of each; ValueError for unknown keys and a module twice.
 
-    keys: each as the file has it -> as it is read.
+    keys: each as the file has it -> as it is read. families: what the file says that it is for.
     """
     unknown = [key for key, read in keys.items() if split_key(read) is None]
     if unknown:
         raise ValueError(f"no LoRA weights that are known: {listed(unknown)}; use a file with LoRA weights only")
+    spellings = read_names(dict.fromkeys((split_key(read) or ("", ""))[0] for read in keys.values()), families)
     modules: dict[str, dict[str, str]] = {}
     taken: dict[str, tuple[str, str]] = {}
     for key, read in keys.items():
@@ -167,7 +168,7 @@ def _grouped(keys: Mapping[str, str]) -> list[tuple[Spelling, dict[str, str]]]:
         if role == "stray":
             continue
         roles = modules.setdefault(module, {})
-        for part in read_name(module).parts:
+        for part in spellings[module].parts:
             other, first_key = taken.setdefault(flat(part), (module, key))
             if other != module or role in roles:
                 raise ValueError(
@@ -175,7 +176,7 @@ def _grouped(keys: Mapping[str, str]) -> list[tuple[Spelling, dict[str, str]]]:
                     f"{shortened(part)} twice; save each LoRA in a file of its own and add them as vectors"
                 )
         roles[role] = key
-    return [(read_name(module), roles) for module, roles in modules.items()]
+    return [(spellings[module], roles) for module, roles in modules.items()]
 
 
 def computable(key: str, role: str, tensor: Tensor) -> Tensor:
@@ -228,7 +229,8 @@ def _leaves_alpha_open(module: Module) -> bool:
 def _native_names(modules: Iterable[Module]) -> dict[str, str]:
     """Canonical name -> name in the host: a transformer's modules keep the file's spelling, fused or not."""
     paths = {module.name: module.spelling.dotted.removeprefix("transformer.") for module in modules}
-    names = spell([name for name, path in paths.items() if not canonical_paths(path)], "native")
+    others = [name for name, path in paths.items() if not (canonical_paths(path) or is_native(path))]
+    names = spell(others, "native")
     for module in modules:
         if module.name not in names:
             path = paths[module.name]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...lcm_core.lora.fusion import part_rows
 from ...lcm_core.lora.kinds import Size
-from ...lcm_core.lora.names import flat, read_name
+from ...lcm_core.lora.names import flat, read_names
 from ...lcm_core.text import shortened
 
 # A weight's key; or with its rows (axis, start, length), and what is done to the difference before it is added.
@@ -29,8 +29,8 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
     """Canonical name of a module, flattened, or of all parts of a fused one -> its weight, or its rows of one."""
     found: dict[str, Target] = {}
     rows: dict[str, Target] = {}
-    for name, target in key_map.items():
-        spelling = read_name(name)
+    for name, spelling in read_names(key_map).items():
+        target = key_map[name]
         key, offset, *_ = (target, None) if isinstance(target, str) else target
         whole = flat(spelling.name)
         if len(spelling.parts) == 1:

@@ -126,8 +126,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-# What two networks call alike, so that we don't read it: the beginnings of keys.
-UNREAD = {"ERNIE-Image": "diffusion_model.time_embedding."}
 # Network -> the dataclass of its settings, of which each version of the host has its own.
 PARAMETERS = {
     "Flux": ("comfy.ldm.flux.model", "FluxParams"),

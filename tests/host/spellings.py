@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lcm_core.lora import LoRAVector
 from lcm_core.lora.fusion import part_rows
-from tests.host.shrunken import ARCHITECTURES, UNREAD, build, there
+from tests.host.shrunken import ARCHITECTURES, build, there
 from tools.inprocess import load_host
 
 PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "unet.base_model.model.", "lora_unet_",
@@ -124,11 +124,7 @@ def examine(name: str, loras: ModuleType) -> dict[str, Any]:
     import comfy.lora_convert
 
     patcher = build(name)
-    base = {
-        key: weight.detach().clone()
-        for key, weight in layers(patcher.model).items()
-        if not key.startswith(UNREAD.get(name, "?"))
-    }
+    base = {key: weight.detach().clone() for key, weight in layers(patcher.model).items()}
     generator = torch.Generator().manual_seed(1)
     factors = {
         key: (

@@ -41,8 +41,6 @@ NETWORKS = {
         {"text_embed_2_dim": 1472, "use_meanflow": True, "guidance_embeds": True},
     ),
 }
-# What two networks of the host and of diffusers call alike, and so is left out.
-UNREAD = {"Lumina 2": "norm_out.", "ERNIE-Image": "time_embedding."}
 
 
 def full(network: str) -> dict[str, nn.Module]:

@@ -4,11 +4,11 @@ checkpoints make of its rows: which layer they go to, how a fused weight is cut 
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from full_transformers import UNREAD, full
+from full_transformers import full
 
 from lcm_core.lora import LoRAVector
 from lcm_core.lora.fusion import part_rows
-from lcm_core.lora.names import read_name
+from lcm_core.lora.names import read_names
 from lcm_core.lora.names.family import each
 from lcm_core.lora.names.table import families, match
 from lcm_core.lora.names.writing import write_names
@@ -52,10 +52,10 @@ def original(family, place):
 
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_a_lora_goes_where_diffusers_puts_the_rows_of_a_checkpoint(name):
-    network = {path: layer for path, layer in full(name).items() if not path.startswith(UNREAD.get(name, "?"))}
-    shapes = {}
+    network, shapes = full(name), {}
+    spellings = read_names(f"transformer.{path}" for path in network)
     for path, layer in network.items():
-        spelling, columns = read_name(f"transformer.{path}"), layer.weight[0].numel()
+        spelling, columns = spellings[f"transformer.{path}"], layer.weight[0].numel()
         rows = part_rows(path, len(spelling.parts), len(layer.weight), columns)
         shapes |= {part: (count, columns) for part, count in zip(spelling.parts, rows, strict=True)}
     file, checkpoint = {}, Checkpoint()

@@ -195,6 +195,18 @@ def test_other_architectures(key, shape, names):
     assert torch.equal(torch.cat([vector.diffs[f"transformer.{name}.bias"] for name in names]), weight[:, 0])
 
 
+@pytest.mark.parametrize(("beside", "shared", "name"), [
+    ("layers.0.self_attention.to_q", "time_embedding.linear_1",
+     "transformer.time_text_embed.timestep_embedder.linear_1"),
+    ("layers.0.attn.to_q", "norm_out.linear_1", "transformer.final_layer.adaLN_modulation.1"),
+    ("mid_block.resnets.0.conv1", "time_embedding.linear_1", "unet.time_embedding.linear_1"),
+])  # fmt: skip
+def test_the_other_layers_tell_whose_a_shared_name_is(beside, shared, name):
+    base = {f"{beside}.weight": torch.ones(4, 4), f"{shared}.weight": torch.ones(4, 4)}
+    vector, _ = extract(base | {f"{shared}.weight": torch.eye(4)}, base, 4)
+    assert list(vector.modules) == [name]
+
+
 def test_parameters_that_one_file_lacks_and_embeddings_are_reported():
     embedding = "text_model.embeddings.token_embedding.weight"
     tuned = {**unet(1), "time_embedding.cond_proj.weight": torch.ones(4, 4), embedding: torch.ones(4, 4)}

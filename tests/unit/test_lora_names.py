@@ -4,15 +4,15 @@ import diffusers
 import pytest
 import torch
 from diffusers.pipelines.ltx2 import connectors
-from full_transformers import NETWORKS, UNREAD, full
+from full_transformers import NETWORKS, full
 from tiny_transformers import LAYERS
 
 from lcm_core.lora import LoRAVector
 from lcm_core.lora.file import LoRAFile
 from lcm_core.lora.fusion import part_rows
-from lcm_core.lora.names import flat, read_name
+from lcm_core.lora.names import flat, read_name, read_names
 from lcm_core.lora.names.family import each
-from lcm_core.lora.names.table import canonical_paths, families
+from lcm_core.lora.names.table import canonical_paths, families, is_shared
 from lcm_core.lora.names.writing import write_names
 
 FAMILIES = {family.name: family for family in families()}
@@ -20,13 +20,13 @@ FAMILIES = {family.name: family for family in families()}
 
 @pytest.mark.parametrize("family", NETWORKS)
 def test_every_layer_of_diffusers_network_is_known_and_written_back(family):
-    layers = [name for name in full(family) if not name.startswith(UNREAD.get(family, "?"))]
-    assert all(canonical_paths(layer) for layer in layers)
+    layers = list(full(family))
+    assert all(canonical_paths(layer) or is_shared(layer) for layer in layers)
     for prefix in ("transformer.", "", "base_model.model.", "transformer.base_model.model."):
-        read = [read_name(prefix + layer) for layer in layers]
+        read = list(read_names(prefix + layer for layer in layers).values())
         assert [spelling.dotted for spelling in read] == [f"transformer.{layer}" for layer in layers]
     for prefix in ("lora_transformer_", "lycoris_"):
-        assert [read_name(prefix + flat(layer)) for layer in layers] == read
+        assert list(read_names(prefix + flat(layer) for layer in layers).values()) == read
     parts = [part for spelling in read for part in spelling.parts]
     assert len(set(parts)) == len(parts)
     written = {place.name for place in write_names(parts, "peft", [family])}
@@ -58,12 +58,38 @@ def test_every_path_reads_back_from_every_dialect(family, dialect):
     parts = [f"transformer.{path.format(3, 1)}" for path in FAMILIES[family].paths()]
     places = write_names(parts, dialect, [family])
     assert sorted(part for place in places for part in place.parts) == sorted(parts)
-    for place in places:
-        read = read_name(place.name)
-        assert (read.parts, read.swapped) == (place.parts, place.swapped)
+    read = read_names(place.name for place in places)
+    assert [(read[place.name].parts, read[place.name].swapped) for place in places] == [
+        (place.parts, place.swapped) for place in places
+    ]
     if dialect == "native":
         native = FAMILIES[family].native
         assert {place.name for place in places} == {f"diffusion_model.{path.format(3, 1)}" for path in native}
+
+
+@pytest.mark.parametrize(("family", "shared", "beside", "canonical"), [
+    ("Lumina 2", "norm_out.linear_1", "layers.0.attn.to_q", "transformer.final_layer.adaLN_modulation.1"),
+    ("Lumina 2", "norm_out.linear_2", "layers.0.norm1.linear", "transformer.proj_out"),
+    ("Cosmos Predict2", "norm_out.linear_2", "transformer_blocks.0.attn1.to_q", "transformer.norm_out.linear_2"),
+    ("ERNIE-Image", "time_embedding.linear_1", "layers.0.self_attention.to_q",
+     "transformer.time_text_embed.timestep_embedder.linear_1"),
+    ("", "time_embedding.linear_1", "mid_block.resnets.0.conv1", "unet.time_embedding.linear_1"),
+])  # fmt: skip
+def test_the_other_names_tell_what_a_shared_name_is(family, shared, beside, canonical):
+    prefix = "transformer." if family else "unet."
+    names = [f"{prefix}{beside}", f"{prefix}{shared}"]
+    assert read_names(names)[names[1]].name == canonical
+    file = LoRAFile.of({key: tensor for name in names for key, tensor in lora(name, 4, 4).items()})
+    assert [module.name for module in file.modules][1] == canonical
+    metadata = file.lasting_metadata
+    assert family in metadata.get("lcm_lora.families", "")
+    alone = {key: tensor for key, tensor in lora(names[1], 4, 4).items()}
+    assert LoRAFile.of(alone, {"lcm_lora.families": family} if family else {}).modules[0].name == canonical
+    vector = file.vector()
+    for dialect in ("kohya", "peft", "native"):
+        again = LoRAVector.from_state_dict(vector.state_dict(dialect), vector.metadata)
+        assert again.modules.keys() == vector.modules.keys()
+    assert LoRAFile.of(file.native()).sizes == file.sizes
 
 
 def test_a_spelling_means_one_thing_in_all_families():
@@ -71,6 +97,8 @@ def test_a_spelling_means_one_thing_in_all_families():
     for family in families():
         for spellings in (family.native, family.diffusers, family.also):
             for spelling, paths in spellings.items():
+                if spelling in family.shared:
+                    continue
                 assert meaning.setdefault(spelling, each(paths)) == each(paths), spelling
 
 

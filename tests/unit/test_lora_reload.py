@@ -6,7 +6,6 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_pipeline
-from full_transformers import UNREAD
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
@@ -14,7 +13,8 @@ from tiny_transformers import NETWORKS, build, layers, pipeline
 
 from lcm_core.lora import Factors, LoRAVector
 from lcm_core.lora.fusion import part_rows
-from lcm_core.lora.names import read_name
+from lcm_core.lora.metadata import family_names
+from lcm_core.lora.names import read_names
 from lcm_core.lora.names.table import families
 from lcm_core.lora.names.writing import write_names
 
@@ -36,16 +36,19 @@ def of_network(network):
     return network.removesuffix(" VACE")
 
 
-def readable(network, transformer, chosen=""):
-    names = [name for name in layers(transformer) if re.match(chosen, name)]
-    return {name for name in names if not name.startswith(UNREAD.get(network, "?"))}
+def readable(transformer, chosen=""):
+    return {name for name in layers(transformer) if re.match(chosen, name)}
+
+
+def spelled(name, families):
+    return read_names([f"transformer.{name}"], families)[f"transformer.{name}"]
 
 
 def vector_of(network, transformer, names, alpha=3.0):
     """A vector with a LoRA of rank 2 for each of these layers: q, k and v that one weight of the original network holds
     have one `down`, as a fused LoRA's have, and alpha is not the rank."""
     generator = torch.Generator().manual_seed(0)
-    spellings = {name: read_name(f"transformer.{name}") for name in sorted(names)}
+    spellings = {name: spelled(name, [of_network(network)]) for name in sorted(names)}
     parts = {part: name for name, spelling in spellings.items() for part in spelling.parts}
     modules = {}
     for place in write_names(parts, "native", [of_network(network)]):
@@ -72,7 +75,7 @@ def loaded(transformer):
 
 def expected(vector, name):
     """Delta W of a layer of diffusers: its parts' rows, the halves exchanged where diffusers has them the other way."""
-    spelling = read_name(f"transformer.{name}")
+    spelling = spelled(name, family_names(vector.metadata))
     delta = torch.cat([vector.delta(part) for part in spelling.parts])
     return delta.roll(len(delta) // 2, 0) if spelling.swapped and len(delta) == 2 * delta[0].numel() else delta
 
@@ -96,7 +99,7 @@ def assert_loaded(transformer, vector, names):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_pipeline_loads_every_layer_of_a_peft_file(network, tmp_path):
     transformer = build(network)
-    names = readable(network, transformer)
+    names = readable(transformer)
     vector = vector_of(network, transformer, names)
     vector.save(tmp_path / "lora.safetensors", "peft")
     load(network, transformer, tmp_path / "lora.safetensors")
@@ -108,7 +111,7 @@ def test_a_pipeline_loads_every_layer_of_a_peft_file(network, tmp_path):
 def test_a_pipeline_loads_what_it_knows_of_a_kohya_file(network, alphas, tmp_path):
     """Their converters split q, k and v, and exchange halves, by themselves."""
     transformer = build(network)
-    names = readable(network, transformer, KOHYA[network])
+    names = readable(transformer, KOHYA[network])
     vector = vector_of(network, transformer, names)
     if alphas == "an alpha each":
         vector = vector + LoRAVector(dict(list(vector.modules.items())[::2]))
@@ -138,7 +141,7 @@ def test_what_a_pipeline_saves_is_read_back(network, tmp_path):
     """With ranks and alphas of some modules, in the metadata, by diffusers' paths."""
     torch.manual_seed(0)
     transformer = build(network)
-    names = sorted(readable(network, transformer))
+    names = sorted(readable(transformer))
     patterns = {name if i % 2 else f"^{re.escape(name)}$": 5 for i, name in enumerate(names[::3])}
     config = LoraConfig(
         r=3,
@@ -158,7 +161,7 @@ def test_what_a_pipeline_saves_is_read_back(network, tmp_path):
         transformer.save_lora_adapter(tmp_path)
     vector = LoRAVector.load(tmp_path / "pytorch_lora_weights.safetensors")
     found = loaded(transformer)
-    assert vector.modules.keys() == {part for name in names for part in read_name(f"transformer.{name}").parts}
+    assert vector.modules.keys() == {part for name in names for part in spelled(name, [of_network(network)]).parts}
     for name in names:
         torch.testing.assert_close(found[name], expected(vector, name), rtol=1e-4, atol=1e-4)
 

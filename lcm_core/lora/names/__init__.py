@@ -11,12 +11,13 @@ ranks a projection by itself, and a vector that came fused is saved fused as sma
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from .encoders import encoder_path
 from .family import BESIDE
-from .table import canonical_paths, dotted_path
+from .table import canonical_paths, dotted_path, families_with, is_shared, shared_path
 from .unet import to_diffusers, unflatten
 
 _UNET_HEADS = (
@@ -83,11 +84,7 @@ def read_name(name: str) -> Spelling:
     component comes back unchanged; compare such names by `flat`.
     """
     name = _PEFT_WRAPPER.sub(r"\1", name)
-    component, path = "", name
-    for prefix, of in _PREFIXES:
-        if match := prefix.match(name):
-            component, path = of, name[match.end() :]
-            break
+    component, path = _component(name)
     if component in ("", "unet", "transformer") and (paths := canonical_paths(path)):
         parts = tuple(f"transformer.{each.removeprefix('~')}" for each in paths)
         dotted = dotted_path(path)
@@ -102,6 +99,39 @@ def read_name(name: str) -> Spelling:
     for pattern, replacement in _TIDY:
         name = pattern.sub(replacement, name)
     return Spelling((name,), False, name)
+
+
+def _component(name: str) -> tuple[str, str]:
+    """(what a module is of, "" if its name does not tell, its path in it)."""
+    for prefix, component in _PREFIXES:
+        if match := prefix.match(name):
+            return component, name[match.end() :]
+    return "", name
+
+
+def read_names(names: Iterable[str], families: Collection[str] = ()) -> dict[str, Spelling]:
+    """`read_name` of every module of one file or model.
+
+    A path that networks have for different layers is of the network that the other names tell, or else `families`.
+    """
+    found = {name: read_name(name) for name in names}
+    shared = {name: path for name in found if is_shared(path := _transformer_path(name))}
+    if not shared:
+        return found
+    told = families_with((spelling.dotted for name, spelling in found.items() if name not in shared), {}) or families
+    for name, path in shared.items():
+        if reading := shared_path(path, told):
+            dotted, paths = reading
+            parts = tuple(f"transformer.{each.removeprefix('~')}" for each in paths)
+            found[name] = Spelling(parts, paths[0].startswith("~"), f"transformer.{dotted}")
+    return found
+
+
+def _transformer_path(name: str) -> str:
+    """A module's path in what may be a transformer; "" if it is another's."""
+    name = _PEFT_WRAPPER.sub(r"\1", name)
+    component, path = _component(name)
+    return path if component in ("", "unet", "transformer") else ""
 
 
 def canonical_name(name: str) -> str:

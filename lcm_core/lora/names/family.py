@@ -8,7 +8,7 @@ diffusers keeps (scale, shift) where the original networks have (shift, scale).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 Paths = str | tuple[str, ...]
@@ -21,6 +21,8 @@ class Family:
     native: path in the original network, which ComfyUI's has too -> the canonical path, or the fused paths
     diffusers: path in diffusers -> the canonical path or paths, of those that are not spelled so already
     also: what other programs write -> the canonical path or paths
+    shared: spellings of these tables that another network has for another layer, read so where the other names of a
+            file or a model tell the family
     ratios: canonical path -> rows of its weight for a column, where that tells the family from another
     """
 
@@ -28,6 +30,7 @@ class Family:
     native: Mapping[str, Paths]
     diffusers: Mapping[str, Paths] = field(default_factory=dict)
     also: Mapping[str, Paths] = field(default_factory=dict)
+    shared: Collection[str] = ()
     ratios: Mapping[str, int] = field(default_factory=dict)
 
     def paths(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Lumina 2 and Z-Image: one network, whose parts diffusers names in two ways.
 
-Lumina 2's `norm_out.linear_1` and `linear_2` of diffusers are left out: Cosmos has other layers under these names.
+Cosmos has other layers under Lumina 2's `norm_out.linear_1` and `linear_2` of diffusers.
 """
 
 from .family import Family, Paths, qkv
@@ -19,6 +19,10 @@ NATIVE: dict[str, Paths] = {
 }
 MODULATED = STACKS[:2]
 LEAVES = ("to_q", "to_k", "to_v", "to_out.0")
+NORM_OUT: dict[str, Paths] = {
+    "norm_out.linear_1": "final_layer.adaLN_modulation.1",
+    "norm_out.linear_2": "proj_out",
+}
 LUMINA2 = Family(
     "Lumina 2",
     native=NATIVE | {f"{s}.adaLN_modulation.1": f"{s}.adaLN_modulation" for s in MODULATED},
@@ -29,7 +33,9 @@ LUMINA2 = Family(
         "time_caption_embed.timestep_embedder.linear_1": "time_text_embed.timestep_embedder.linear_1",
         "time_caption_embed.timestep_embedder.linear_2": "time_text_embed.timestep_embedder.linear_2",
         "time_caption_embed.caption_embedder.1": "cap_embedder.1",
+        **NORM_OUT,
     },
+    shared=NORM_OUT.keys(),
 )
 Z_IMAGE = Family(
     "Z-Image",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -37,6 +37,33 @@ def canonical_paths(path: str) -> tuple[str, ...]:
     return tuple(canonical.format(*entry[1]) for canonical in entry[0].paths) if entry else ()
 
 
+def shared_path(path: str, told: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
+    """(a path with its dots, the canonical paths) where it is in `Family.shared` of every family told; None for others.
+
+    told: families' names.
+    """
+    found = {_shared(family, path) for family in families() if family.name in told}
+    return found.pop() if len(found) == 1 else None
+
+
+def _shared(family: Family, path: str) -> tuple[str, tuple[str, ...]] | None:
+    for spelling in family.shared:
+        if (blocks := match(spelling, path)) is not None:
+            paths = each({**family.native, **family.diffusers}[spelling])
+            return spelling.format(*blocks), tuple(path.format(*blocks) for path in paths)
+    return None
+
+
+def is_shared(path: str) -> bool:
+    """Whether a path, dotted or flattened, is in `Family.shared` of a family."""
+    return shape_of(path)[0] in _shared_shapes()
+
+
+@cache
+def _shared_shapes() -> set[str]:
+    return {shape_of(spelling)[0] for family in families() for spelling in family.shared}
+
+
 def dotted_path(path: str) -> str:
     """A module's path in the spelling that it has, with its dots; another path as it is."""
     entry = _find(path)
@@ -46,7 +73,7 @@ def dotted_path(path: str) -> str:
 def is_native(path: str) -> bool:
     """Whether a module's path is an original network's spelling."""
     entry = _find(path)
-    return entry is not None and any(entry[0].spelling in family.native for family in families())
+    return any((entry[0].spelling if entry else path) in family.native for family in families())
 
 
 def families_with(dotted: Iterable[str], sizes: Mapping[str, tuple[int | None, int | None]]) -> list[str]:
@@ -120,8 +147,14 @@ def _spellings(family: Family) -> set[str]:
 def _table() -> dict[str, list[_Entry]]:
     """Flattened spelling with # for numbers -> what has it; ValueError where families contradict each other."""
     seen: dict[str, tuple[str, ...]] = {}
-    written = [table for family in families() for table in (family.native, family.diffusers, family.also)]
-    for spelling, paths in (item for table in written for item in table.items()):
+    written = [
+        item
+        for family in families()
+        for table in (family.native, family.diffusers, family.also)
+        for item in table.items()
+        if item[0] not in family.shared
+    ]
+    for spelling, paths in written:
         if seen.setdefault(spelling, each(paths)) != each(paths):
             raise ValueError(f"{spelling} stands for {seen[spelling]} and for {paths}; give one in every family")
     for path in (path for family in families() for path in family.paths()):
