@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -18,15 +18,16 @@ from torch import Tensor
 from ..lcm_core import atomic
 from ..lcm_core.files import output_path, write_new
 from ..lcm_core.lora import LoRAVector, architecture
+from ..lcm_core.lora.convert import apart
 from ..lcm_core.lora.file import LoRAFile, named
-from ..lcm_core.lora.kinds import change, native_suffix
+from ..lcm_core.lora.kinds import Size, change, native_suffix, sizes_of
 from ..lcm_core.lora.lowrank import wide
 from ..lcm_core.lora.module import Module
-from ..lcm_core.lora.names import read_name
+from ..lcm_core.lora.names import flat, read_name
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
 from ..lcm_core.text import listed, quoted, shortened
 from .host.files import model_path
-from .host.targets import find_targets, weight_shape
+from .host.targets import find_targets, model_targets, weight_shape
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}
@@ -119,6 +120,24 @@ def module_patches(module: Module, target: str | tuple) -> dict:
     return patches
 
 
+def fitted(file: LoRAFile, targets: Collection[str]) -> tuple[dict[str, Module], dict[str, Size]]:
+    """(a file's modules by name, their sizes), fused weights as their parts where the model has those alone.
+
+    targets: as of `model_targets`.
+    """
+    modules = {module.name: module for module in file.normal_modules}
+    sizes = dict(file.sizes)
+    for module in file.normal_modules:
+        parts = module.spelling.parts
+        if len(parts) > 1 and flat(module.name) not in targets and all(flat(part) in targets for part in parts):
+            del modules[module.name]
+            sizes = {name: size for name, size in sizes.items() if name.rpartition(".")[0] != module.name}
+            for part in apart(module):
+                modules[part.name] = part
+                sizes |= sizes_of(part)
+    return modules, sizes
+
+
 def misshapen(patcher, modules: Mapping[str, Module], targets: Mapping[str, str | tuple]) -> dict[str, str]:
     """Name -> what differs, of the modules whose weight can't be padded to their shape, or was padded to another."""
     found = {}
@@ -160,26 +179,26 @@ def apply_vector(
     Nothing is half applied: without it they are a ValueError, naming both, as is a LoRA that fits nothing.
     """
     file = file_of(lora)
-    modules = {module.name: module for module in file.normal_modules}
+    targets = model_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
+    modules, sizes = fitted(file, targets)
     swapped = {name for name, module in modules.items() if module.spelling.swapped}
-    texts = {name: size for name, size in file.sizes.items() if name.startswith(("text_encoder", "lora_te"))}
-    units = {name: size for name, size in file.sizes.items() if name not in texts}
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    found, misfits = find_targets(model.model, keys, units, swapped)
+    texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
+    units = {name: size for name, size in sizes.items() if name not in texts}
+    found, misfits = find_targets(model.model, targets, units, swapped)
     found_texts: dict = {}
     if clip is not None:
-        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-        found_texts, text_misfits = find_targets(clip.cond_stage_model, keys, texts)
+        targets = model_targets(clip.cond_stage_model, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+        found_texts, text_misfits = find_targets(clip.cond_stage_model, targets, texts)
         misfits |= text_misfits
     misfits |= misshapen(model, modules, found)
     found = {name: target for name, target in found.items() if name not in misfits}
-    made_for, host = architecture(file.sizes, file.lasting_metadata), type(model.model.model_config).__name__
+    made_for, host = architecture(sizes, file.lasting_metadata), type(model.model.model_config).__name__
     both = f"{source} is for {shortened(made_for)} and the model is {host}"
     if misfits and not leave_out:
         raise ValueError(
             f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture, or leave out what misfits"
         )
-    if file.sizes and not {*found, *found_texts}:
+    if sizes and not {*found, *found_texts}:
         raise ValueError(
             f"none of the {len(modules)} modules of {source} is in the model: {both}; "
             + ("connect a CLIP, they are a text encoder's" if not units else "use one made for it")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..text import listed
@@ -12,6 +14,7 @@ from .fusion import part_rows, split, unswapped, unswapped_diff
 from .kinds import kinds, kinds_of
 from .lowrank import Factors
 from .module import Module, finite
+from .names import Spelling
 
 # More values than a vector of any diffusion model has as LoHa or LoKr made into factors: 17 GB.
 LARGEST_FILE = 2**32
@@ -78,6 +81,25 @@ def module_parts(
         factors = factors.with_kernel((1, 1))
     parts, swapped = module.spelling.parts, module.spelling.swapped
     return dict(zip(parts, split(module.name, unswapped(factors, swapped), len(parts)), strict=True)), diffs
+
+
+def apart(module: Module) -> list[Module]:
+    """A fused weight's module as one for each part, all with its `down`, for a model that has them apart.
+
+    ValueError where its sizes are no parts'. What is no vector stays whole.
+    """
+    if why_not_a_vector([module]):
+        return [module]
+    factors, diffs = module_parts(module)
+    found = []
+    for part in module.spelling.parts:
+        added = {role: diffs.get(f"{part}.{kind}") for kind, role in (("weight", "diff"), ("bias", "diff_b"))}
+        tensors = {role: tensor for role, tensor in added.items() if tensor is not None}
+        if part in factors:
+            alpha = torch.tensor(factors[part].alpha, dtype=torch.float64)
+            tensors |= {"down": factors[part].down, "up": factors[part].up, "alpha": alpha}
+        found.append(replace(module.with_tensors(tensors), spelling=Spelling((part,), False, part)))
+    return found
 
 
 def module_delta(module: Module, rank: int | None = None) -> tuple[Factors | None, dict[str, Tensor]]:

@@ -54,16 +54,15 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
 
 def find_targets(
     model: torch.nn.Module,
-    key_map: Mapping[str, str | tuple],
+    targets: Mapping[str, Target],
     sizes: Mapping[str, Size],
     swapped: Collection[str] = (),
 ) -> tuple[dict[str, Target], dict[str, str]]:
     """(canonical name of a LoRA's module -> where it is, of those in `sizes` that the model has; name -> what differs,
     of those that are of another size there).
 
-    sizes: as of `LoRAFile`. swapped: names of the modules whose halves are exchanged.
+    targets: as of `model_targets`. sizes: as of `LoRAFile`. swapped: names of the modules whose halves are exchanged.
     """
-    targets = model_targets(model, key_map)
     found: dict[str, Target] = {}
     misfits: dict[str, str] = {}
     for parameter, size in sizes.items():

@@ -126,6 +126,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# Networks that have other layers than the family whose names they have.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "OmniGen2": ("Omnigen2", {
+        "image_model": "omnigen2", "patch_size": 2, "in_channels": 16, "hidden_size": 288, "num_layers": 2,
+        "num_refiner_layers": 1, "num_attention_heads": 3, "num_kv_heads": 1, "axes_dim_rope": (32, 32, 32),
+        "text_feat_dim": 48,
+    }),
+}  # fmt: skip
 # Network -> the dataclass of its settings, of which each version of the host has its own.
 PARAMETERS = {
     "Flux": ("comfy.ldm.flux.model", "FluxParams"),
@@ -148,7 +156,7 @@ def build(name: str) -> Any:
     import comfy.ops
     import comfy.supported_models
 
-    kind, settings = ARCHITECTURES[name]
+    kind, settings = (ARCHITECTURES | OTHERS)[name]
     if parameters := PARAMETERS.get(kind):
         module, name_there = parameters
         known = getattr(importlib.import_module(module), name_there).__dataclass_fields__

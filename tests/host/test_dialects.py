@@ -309,3 +309,9 @@ def test_packed_weights_keep_their_places(reports):
     found = reports["packed"]
     assert found["fused"] == 8 and found["4-bit"] and found["flat"] and found["fp8"]
     assert found["unsized"] == {"whole": True, "parts": 0, "found": [1, 0]}
+
+
+def test_a_fused_lora_finds_layers_that_are_apart(reports):
+    found = reports["apart"]
+    assert found["layers"] == 16 and found["fused"] > 0 and max(found["errors"]) < 1e-5
+    assert all(f"{found['layers']} of {found['layers']} modules" in text for text in found["text"])

@@ -181,6 +181,32 @@ def wan(host: Host, loras: Path) -> dict[str, Any]:
     return report
 
 
+def layers_apart(host: Host, loras: Path) -> dict[str, Any]:
+    """A sum of LoRAs of q, k and v, fused as Lumina 2 has them, on OmniGen2, which has diffusers' names of Lumina 2."""
+    patcher = build("OmniGen2")
+    base = {
+        key: weight.detach().clone()
+        for key, weight in layers(patcher.model).items()
+        if ".attn.to_" in key and "ref_image" not in key
+    }
+    generator = torch.Generator().manual_seed(7)
+    file, wanted = {}, {}
+    for key, weight in base.items():
+        name = key.removeprefix("diffusion_model.").removesuffix(".weight")
+        down, up = (torch.randn(shape, generator=generator) for shape in ((RANK, weight.shape[1]), (len(weight), RANK)))
+        file |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
+        wanted[key] = weight + up @ down
+    save_file(file, loras / "omnigen.safetensors")
+    alone, lora, text, _ = host.run("LCMLoRA_Loader", model=patcher, lora_name="omnigen.safetensors")
+    total, *_ = host.run("LCMLoRA_Arithmetic", a=lora, lambda_1=0.25, b=lora, lambda_2=0.75)
+    summed, summed_text, *_ = host.run("LCMLoRA_ApplyVector", model=patcher, lora=total, strength=1.0)
+    found = [{key: weight for key, weight in merged(model).items() if key in base} for model in (alone, summed)]
+    return {
+        "layers": len(base), "errors": [apart(weights, wanted) for weights in found], "text": [text, summed_text],
+        "fused": sum("qkv" in key for key in total),
+    }  # fmt: skip
+
+
 def packed(targets: Any) -> dict[str, Any]:
     """Places of a LoRA's modules in a model before and after its fused weights are packed, layers of linear kind and
     such as tell nothing of their size.
@@ -215,7 +241,7 @@ def packed(targets: Any) -> dict[str, Any]:
     }
     whole = read_name(next(iter(fused))).name
     report["unsized"]["found"] = [
-        len(part) for part in targets.find_targets(patcher.model, key_map, {f"{whole}.weight": (7, 9)})
+        len(part) for part in targets.find_targets(patcher.model, found, {f"{whole}.weight": (7, 9)})
     ]
     return report
 

@@ -6,8 +6,9 @@ from peft import LoHaConfig, LoKrConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lcm_core.lora import LoRAVector
-from lcm_core.lora.convert import why_not_a_vector
+from lcm_core.lora.convert import apart, why_not_a_vector
 from lcm_core.lora.file import LoRAFile
+from lcm_core.lora.kinds import change
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_mid_block_resnets_0_conv1"
@@ -194,3 +195,22 @@ def test_where_a_pattern_of_peft_begins(pattern, alpha):
     metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 2, "alpha_pattern": {pattern: 50}})}
     state = adapter(NAMES[CONV], **{"lora_A.weight": (4, 6), "lora_B.weight": (5, 4)})
     assert LoRAVector.from_state_dict(state, metadata).modules[NAMES[CONV]].alpha == alpha
+
+
+def test_a_fused_module_apart_is_its_rows():
+    name = "diffusion_model.layers.0.attention.qkv"
+    file = {
+        f"{name}.lora_A.weight": torch.randn(2, 6),
+        f"{name}.lora_B.weight": torch.randn(10, 2),
+        f"{name}.diff_b": torch.randn(10),
+        f"{name}.alpha": torch.tensor(3.0),
+    }
+    (module,) = LoRAFile.of(file).normal_modules
+    parts = apart(module)
+    assert [part.name.rpartition(".")[2] for part in parts] == ["to_q", "to_k", "to_v"]
+    whole = change(module, torch.zeros(10, 6))
+    rows = [change(part, torch.zeros(len(part.tensors["up"]), 6)) for part in parts]
+    torch.testing.assert_close(torch.cat(rows), whole)
+    assert torch.equal(torch.cat([part.tensors["diff_b"] for part in parts]), file[f"{name}.diff_b"])
+    (dora,) = LoRAFile.of(file | {f"{name}.dora_scale": torch.ones(10, 1)}).normal_modules
+    assert apart(dora) == [dora]
