@@ -5,7 +5,7 @@ finds the weight, and the parts of a fused weight find their rows.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
 
 import comfy.utils
@@ -40,14 +40,11 @@ def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) ->
         found.setdefault(whole, (key, offset) if offset else key)
         shape = weight_shape(model, key)
         if offset is None and shape:
-            try:
-                lengths = part_rows(name, len(spelling.parts), shape[0], math.prod(shape[1:]))
-            except ValueError:  # packed, so only the whole weight has a name
-                continue
-            starts = accumulate(lengths, initial=0)
+            rows_of = part_rows(name, len(spelling.parts), *_size(shape))
+            starts = accumulate(rows_of, initial=0)
             rows |= {
                 flat(part): (key, (0, start, length))
-                for part, start, length in zip(spelling.parts, starts, lengths, strict=False)
+                for part, start, length in zip(spelling.parts, starts, rows_of, strict=False)
             }
     return found | rows
 
@@ -71,15 +68,13 @@ def find_targets(
         if target is None:
             continue
         key, offset, *function = (target, None) if isinstance(target, str) else target
-        whole = weight_shape(model, key, kind)
-        if whole is None:
-            found[name] = target
-            continue
-        shape = list(whole)
-        if offset is not None and shape:
-            shape[offset[0]] = offset[2]
-        have = (shape[0], math.prod(shape[1:])) if shape else ()
-        if len(have) != 2 or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
+        if (packed := _packed(model, key)) is not None:
+            raise ValueError(
+                f"the model's {shortened(key)} is packed as {packed.dtype} {tuple(packed.shape)}, and no LoRA can be "
+                "added to that; load the model in a floating-point format, such as fp8 or bf16"
+            )
+        have = _size(weight_shape(model, key, kind), offset)
+        if not have or any(a not in (None, b) for a, b in zip(size, have, strict=True)):
             misfits[name] = (
                 f"{shortened(parameter)} is {size} in the LoRA and {have or 'missing'} in the model, as (out, in)"
             )
@@ -91,24 +86,37 @@ def find_targets(
 
 
 def _is_two_to_one(model: torch.nn.Module, key: str) -> bool:
-    shape = weight_shape(model, key) or ()
+    shape = weight_shape(model, key)
     return len(shape) > 1 and shape[0] == 2 * math.prod(shape[1:])
 
 
-def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tuple[int, ...] | None:
-    """The shape of the weight that a key of the host names, or of the bias beside it.
+def _size(shape: Sequence[int], rows: tuple[int, int, int] | None = None) -> tuple[int, int] | tuple[()]:
+    """(out, in) of a weight of this shape, or of its rows; () if there is none."""
+    if not shape:
+        return ()
+    lengths = list(shape)
+    if rows is not None:
+        lengths[rows[0]] = rows[2]
+    return lengths[0], math.prod(lengths[1:])
 
-    A linear layer tells its own, whatever numbers its weight is packed into or a patch has padded it to. () if there is
-    no such weight, None if it is packed and nothing tells.
+
+def weight_shape(model: torch.nn.Module, key: str, kind: str = "weight") -> tuple[int, ...]:
+    """The shape of the weight that a key of the host names, or of the bias beside it; () if there is none that tells.
+
+    A linear layer tells its own, whatever its weight is packed into or a patch has padded it to.
     """
     name, _, last = key.rpartition(".")
     if last != "weight":
         return tuple(comfy.utils.get_attr(model, key).shape) if kind == "weight" else ()
     layer = comfy.utils.get_attr(model, name)
-    parameter = getattr(layer, kind, None)
-    if parameter is None:
+    if getattr(layer, kind, None) is None:
         return ()
     if hasattr(layer, "out_features") and hasattr(layer, "in_features"):
         return (layer.out_features, layer.in_features) if kind == "weight" else (layer.out_features,)
-    told = getattr(parameter, "tensor_shape", parameter.shape if parameter.is_floating_point() else None)
-    return None if told is None else tuple(told)
+    return () if _packed(model, key) is not None else tuple(getattr(layer, kind).shape)
+
+
+def _packed(model: torch.nn.Module, key: str) -> Tensor | None:
+    """The weight that a key names, if it is of whole numbers that say nothing of its shape, as 4-bit ones."""
+    weight = comfy.utils.get_attr(model, key)
+    return None if weight.is_floating_point() or weight.shape != torch.Tensor.size(weight) else weight

@@ -455,7 +455,7 @@ def main() -> None:
         "control": whole_weights.control(host, loras),
         "wan": whole_weights.wan(host, loras),
         "apart": whole_weights.layers_apart(host, loras),
-        "packed": whole_weights.packed(sys.modules["lcm_lora_pack.nodes.host_targets"]),
+        "packed": whole_weights.packed(sys.modules["lcm_lora_pack.nodes.host.targets"]),
     }
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 

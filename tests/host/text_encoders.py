@@ -53,7 +53,7 @@ def examine(module: str, kind: str, targets: Any) -> dict[str, Any]:
 def main() -> None:
     comfyui, folder = map(Path, sys.argv[1:])
     load_host(comfyui, folder)
-    targets = sys.modules["lcm_lora_pack.nodes.host_targets"]
+    targets = sys.modules["lcm_lora_pack.nodes.host.targets"]
     report = {}
     for name, (module, kind) in ENCODERS.items():
         if importlib.util.find_spec(f"comfy.text_encoders.{module}"):

@@ -240,9 +240,10 @@ def packed(targets: Any) -> dict[str, Any]:
         "parts": len(parts & found.keys()),
     }
     whole = read_name(next(iter(fused))).name
-    report["unsized"]["found"] = [
-        len(part) for part in targets.find_targets(patcher.model, found, {f"{whole}.weight": (7, 9)})
-    ]
+    try:
+        targets.find_targets(patcher.model, found, {f"{whole}.weight": (7, 9)})
+    except ValueError as error:
+        report["unsized"]["said"] = str(error)
     return report
 
 
