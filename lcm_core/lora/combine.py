@@ -132,7 +132,7 @@ def _finished(name: str, terms: Terms, merge: Merge, limits: Limits, dtype: torc
     """What `merge` makes of a module, within the limits and in `dtype`; of rank 0 where the module is left out."""
     merged = merge(name, terms)
     if isinstance(merged, Tensor):
-        if not torch.isfinite(merged).all():
+        if not all(math.isfinite(end) for end in merged.aminmax()):
             raise ValueError(
                 f"Delta W of {shortened(name)} is not finite; use smaller weights, or a file without NaN or infinity"
             )

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from ..text import shortened
+from .leading import leading, lower_gram
 
 # Values of a dense matrix, 2 GB in float32: half as many again as in the widest layer of a diffusion model (Flux.2's).
 LARGEST = 2**29
 # The share of Delta W's energy within which float32 can't tell a singular value from zero: an error of 1e-6.
 ROUNDING = 1e-12
+# Half the power of two of a dense Delta W's largest value up to which nothing of it is lost without scaling.
+MODERATE = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,25 +207,33 @@ def truncate(factors: Factors, limits: Limits | int | None = None) -> Factors:
 def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factors, float]:
     """(nearest factors of lower rank of a dense Delta W (out, in, ...), the share of its energy that they hold).
 
-    The eigenvectors U of the smaller Gram matrix in float64 give U U^T Delta W, the truncated SVD, at a fraction of an
-    SVD's cost for wide matrices. Limits and rounding as in `truncate`; float32 or wider.
+    The truncated SVD from a subspace of `rank` directions (`leading`) where the rank is a limit and small, else from
+    the eigenvectors U of the smaller Gram matrix in float64 as U U^T Delta W. Limits and rounding as in `truncate`;
+    float32 or wider.
     """
     matrix = delta.to(wide(delta.dtype)).flatten(1)
     half = (_power(matrix) + 1) // 2
-    matrix = torch.ldexp(matrix, -2 * half)
+    half = half * (half.abs() > MODERATE)
+    matrix = torch.ldexp(matrix, -2 * half) if half else matrix
     tall = matrix.shape[0] > matrix.shape[1]
     if tall:
         matrix = matrix.T
-    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
-    for columns in matrix.split(4096, dim=1):
-        columns = columns.double()
-        gram.addmm_(columns, columns.T)
-    values, vectors = torch.linalg.eigh(gram)
-    squares = values.flip(0).clamp(min=0)
-    keep = _limits(limits).kept(squares, tuple(delta.shape))
+    limits = _limits(limits)
+    rank = limits.rank_of(tuple(delta.shape))
+    found = leading(matrix, rank) if rank is not None and limits.sv_cumulative is None else None
+    if found is None:
+        values, vectors = torch.linalg.eigh(lower_gram(matrix, torch.float64))
+        squares = values.flip(0).clamp(min=0)
+        keep = limits.kept(squares, tuple(delta.shape))
+        left = vectors.flip(1)[:, :keep].to(matrix.dtype)
+        right = left.T @ matrix
+    else:
+        left, right, squares = found
+        rest = matrix.norm(dim=1).double().square().sum() - squares.sum()
+        squares = torch.cat([squares, rest.clamp(min=0)[None]])
+        keep = limits.kept(squares, tuple(delta.shape))
+        left, right = left[:, :keep], right[:keep]
     share = float(squares[:keep].sum() / squares.sum()) if squares[0] else 1.0
-    left = vectors.flip(1)[:, :keep].to(matrix.dtype)
-    right = left.T @ matrix
     root = right.norm(dim=1).sqrt().clamp(min=torch.finfo(matrix.dtype).tiny)
     down, up = torch.ldexp(right / root[:, None], half), torch.ldexp(left * root, half)
     return Factors.of_matrices(*((up.T, down.T) if tall else (down, up)), delta.shape), share
@@ -256,7 +267,8 @@ def check_size(name: str, values: int) -> None:
 
 def _power(matrix: Tensor) -> Tensor:
     """The exponent e of the power of two that brings the largest value into [0.5, 1) as matrix * 2**-e."""
-    return torch.frexp(matrix.abs().max()).exponent
+    least, most = matrix.aminmax()
+    return torch.frexp(torch.maximum(most, -least)).exponent
 
 
 def _limits(limits: Limits | int | None) -> Limits:

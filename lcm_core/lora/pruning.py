@@ -6,13 +6,15 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .lowrank import check_shapes
 from .names import flat
 from .terms import Merge, Terms
+
+# Values of the bands in which dense matrices are merged.
+BAND = 2**17
 
 # (canonical name, index of the vector, Delta W (out, in*kh*kw)) -> Delta W with values dropped.
 Sparsify = Callable[[str, int, Tensor], Tensor]
@@ -30,9 +32,15 @@ def dense(weights: Sequence[float], sparsify: Sparsify, fuse: Fuse) -> Merge:
             check_shapes(name, first.shape, factors.shape)
             sparse.append(sparsify(name, i, factors.delta().flatten(1)).to(first.down.device))
         shape = max((factors.shape for _, factors in terms), key=len)
-        return fuse(sparse, [weights[i] for i, _ in terms]).reshape(shape)
+        return _in_bands(fuse, sparse, [weights[i] for i, _ in terms]).reshape(shape)
 
     return merged
+
+
+def _in_bands(fuse: Fuse, matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """`fuse`, which looks at each place alone, of a few rows after another, so that what it makes stays in the cache."""
+    rows = max(1, BAND // matrices[0].shape[1])
+    return torch.cat([fuse(band, weights) for band in zip(*(matrix.split(rows) for matrix in matrices), strict=True)])
 
 
 def keep_largest(density: float, skipped: float = 0.0) -> Sparsify:
@@ -41,23 +49,45 @@ def keep_largest(density: float, skipped: float = 0.0) -> Sparsify:
     def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
         if density == 1:
             return matrix
-        kept, values = torch.zeros_like(matrix).flatten(), matrix.flatten()
-        stop = len(values) - int(skipped * len(values))
-        start = stop - int(density * len(values))
-        ends = [min(end, len(values) - 1) for end in (start, stop)]
-        order = np.argpartition(values.abs().cpu().numpy(), ends)
-        band = torch.from_numpy(order[start:stop]).to(matrix.device)
-        kept[band] = values[band]
-        return kept.reshape(matrix.shape)
+        skip, count = int(skipped * matrix.numel()), int(density * matrix.numel())
+        kept = largest(matrix, skip + count)
+        return matrix * (kept ^ largest(matrix, skip) if skip else kept)
 
     return sparsify
+
+
+def largest(matrix: Tensor, count: int) -> Tensor:
+    """True at exactly `count` of the largest magnitudes, float32 or float64; of equal ones the first in order count.
+
+    The magnitude that the last of them has is found from its bits, which are in the order of the magnitudes: a
+    histogram of the highest 16, then of the next 16 where those agree.
+    """
+    bits = matrix.flatten().abs().view(torch.int64 if matrix.dtype == torch.float64 else torch.int32)
+    if not count:
+        return torch.zeros_like(matrix, dtype=torch.bool)
+    among, left, last = bits, count, 0
+    for shift in range(bits.itemsize * 8 - 16, -16, -16):
+        digits = among >> shift & 0xFFFF
+        counts = torch.bincount(digits, minlength=2**16).flip(0)
+        sums = counts.cumsum(0)
+        place = int((sums < left).sum())
+        left -= int(sums[place] - counts[place])
+        digit = 2**16 - 1 - place
+        among = among[digits == digit]
+        last |= digit << shift
+    if left == len(among):
+        return (bits >= last).reshape(matrix.shape)
+    found = bits > last
+    found[(bits == last).nonzero().flatten()[:left]] = True
+    return found.reshape(matrix.shape)
 
 
 def keep_randomly(density: float, seed: int) -> Sparsify:
     """DARE's pruning: each value stays with chance `density` and is divided by it."""
 
     def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
-        return matrix * random_mask(name, index, tuple(matrix.shape), density, seed).to(matrix.device) / density
+        mask = random_mask(name, index, tuple(matrix.shape), density, seed)
+        return (matrix * mask.to(matrix.device)).div_(density)
 
     return sparsify
 

@@ -44,9 +44,22 @@ def della(
 def _keep_by_rank(density: float, epsilon: float, seed: int) -> Sparsify:
     def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
         values = matrix.cpu()
-        rank = values.abs().argsort(dim=1, stable=True).argsort(dim=1)
+        rank = ranks(values)
         chance = density + epsilon * (rank / max(values.shape[1] - 1, 1) - 0.5 * (values.shape[1] > 1))
         mask = random_mask(name, index, tuple(values.shape), chance, seed)
         return torch.where(mask, values / chance, 0.0).to(matrix.device)
 
     return sparsify
+
+
+def ranks(matrix: Tensor) -> Tensor:
+    """Each value's place in its row by magnitude, 0 the smallest; equal ones in order. float32 is sorted as whole
+    numbers, the magnitude's bits before the column's."""
+    columns = torch.arange(matrix.shape[1])
+    if matrix.dtype == torch.float32:
+        order = matrix.abs().view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(columns)
+        order.numpy().sort(axis=1)
+        order &= 2**32 - 1
+    else:
+        order = matrix.abs().argsort(dim=1, stable=True)
+    return torch.empty_like(matrix).scatter_(1, order, columns.to(matrix.dtype).expand_as(matrix))
