@@ -215,6 +215,7 @@ def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factor
     half = (_power(matrix) + 1) // 2
     half = half * (half.abs() > MODERATE)
     matrix = torch.ldexp(matrix, -2 * half) if half else matrix
+    energy = matrix.norm(dim=1).double().square().sum()
     tall = matrix.shape[0] > matrix.shape[1]
     if tall:
         matrix = matrix.T
@@ -229,8 +230,7 @@ def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factor
         right = left.T @ matrix
     else:
         left, right, squares = found
-        rest = matrix.norm(dim=1).double().square().sum() - squares.sum()
-        squares = torch.cat([squares, rest.clamp(min=0)[None]])
+        squares = torch.cat([squares, (energy - squares.sum()).clamp(min=0)[None]])
         keep = limits.kept(squares, tuple(delta.shape))
         left, right = left[:, :keep], right[:keep]
     share = float(squares[:keep].sum() / squares.sum()) if squares[0] else 1.0

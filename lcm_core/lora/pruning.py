@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,36 +51,32 @@ def keep_largest(density: float, skipped: float = 0.0) -> Sparsify:
         if density == 1:
             return matrix
         skip, count = int(skipped * matrix.numel()), int(density * matrix.numel())
-        kept = largest(matrix, skip + count)
-        return matrix * (kept ^ largest(matrix, skip) if skip else kept)
+        sizes = matrix.abs().flatten().cpu().numpy()
+        if count:
+            sizes.partition(len(sizes) - skip - count)
+        if skip:
+            sizes[len(sizes) - skip - count :].partition(count)
+        kept = _largest(matrix, sizes, skip + count)
+        return kept - _largest(matrix, sizes, skip) if skip else kept
 
     return sparsify
 
 
-def largest(matrix: Tensor, count: int) -> Tensor:
-    """True at exactly `count` of the largest magnitudes, float32 or float64; of equal ones the first in order count.
+def _largest(matrix: Tensor, sizes: np.ndarray, count: int) -> Tensor:
+    """The `count` largest values by magnitude, of equal ones those first in order, and 0 elsewhere.
 
-    The magnitude that the last of them has is found from its bits, which are in the order of the magnitudes: a
-    histogram of the highest 16, then of the next 16 where those agree.
+    sizes: the magnitudes, of which those of the `count` largest come last and the least of them first.
     """
-    bits = matrix.flatten().abs().view(torch.int64 if matrix.dtype == torch.float64 else torch.int32)
     if not count:
-        return torch.zeros_like(matrix, dtype=torch.bool)
-    among, left, last = bits, count, 0
-    for shift in range(bits.itemsize * 8 - 16, -16, -16):
-        digits = among >> shift & 0xFFFF
-        counts = torch.bincount(digits, minlength=2**16).flip(0)
-        sums = counts.cumsum(0)
-        place = int((sums < left).sum())
-        left -= int(sums[place] - counts[place])
-        digit = 2**16 - 1 - place
-        among = among[digits == digit]
-        last |= digit << shift
-    if left == len(among):
-        return (bits >= last).reshape(matrix.shape)
-    found = bits > last
-    found[(bits == last).nonzero().flatten()[:left]] = True
-    return found.reshape(matrix.shape)
+        return torch.zeros_like(matrix)
+    start = len(sizes) - count
+    least = sizes[start]
+    kept = torch.nn.functional.hardshrink(matrix, float(np.nextafter(least, -least.dtype.type(np.inf))))
+    left_out = np.count_nonzero(sizes[:start] == least) if least else 0
+    if left_out:
+        equal = (matrix.abs().flatten() == float(least)).nonzero().flatten()
+        kept.view(-1)[equal[-left_out:]] = 0
+    return kept
 
 
 def keep_randomly(density: float, seed: int) -> Sparsify:
@@ -103,7 +100,7 @@ def random_mask(name: str, index: int, shape: tuple[int, ...], density: float | 
 def weighted_sum(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     total = matrices[0] * weights[0]
     for matrix, weight in zip(matrices[1:], weights[1:], strict=True):
-        total = total + matrix * weight
+        total += matrix * weight
     return total
 
 
@@ -113,10 +110,9 @@ def elected_mean(majority_sign_method: str) -> Fuse:
 
     def merge(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         votes = matrices if majority_sign_method == "total" else [matrix.sign() for matrix in matrices]
-        elected = weighted_sum(votes, [1.0] * len(votes)) >= 0
-        agree = [torch.where(elected, matrix > 0, matrix < 0) for matrix in matrices]
+        sign = torch.copysign(torch.ones_like(matrices[0]), sum(votes[1:], votes[0]))
+        agree = [(matrix * sign).gt_(0) for matrix in matrices]
         total = weighted_sum([matrix * agreed for matrix, agreed in zip(matrices, agree, strict=True)], weights)
-        count = weighted_sum([agreed.to(total.dtype) for agreed in agree], [1.0] * len(agree))
-        return total / count.clamp(min=1)
+        return total.div_(sum(agree[1:], agree[0]).clamp(min=1))
 
     return merge

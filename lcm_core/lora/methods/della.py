@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..method import Option, method
 from ..options import Density, MajoritySign, Seed
-from ..pruning import Sparsify, dense, elected_mean, random_mask
+from ..pruning import BAND, Sparsify, dense, elected_mean, random_mask
 from ..terms import Merge
 from ..vector import LoRAVector
 
@@ -44,15 +44,16 @@ def della(
 def _keep_by_rank(density: float, epsilon: float, seed: int) -> Sparsify:
     def sparsify(name: str, index: int, matrix: Tensor) -> Tensor:
         values = matrix.cpu()
-        rank = ranks(values)
-        chance = density + epsilon * (rank / max(values.shape[1] - 1, 1) - 0.5 * (values.shape[1] > 1))
+        rows = max(1, BAND // values.shape[1])
+        rank = torch.cat([_ranks(band) for band in values.split(rows)])
+        chance = rank.div_(max(values.shape[1] - 1, 1)).sub_(0.5 * (values.shape[1] > 1)).mul_(epsilon).add_(density)
         mask = random_mask(name, index, tuple(values.shape), chance, seed)
-        return torch.where(mask, values / chance, 0.0).to(matrix.device)
+        return (values * mask).div_(chance).to(matrix.device)
 
     return sparsify
 
 
-def ranks(matrix: Tensor) -> Tensor:
+def _ranks(matrix: Tensor) -> Tensor:
     """Each value's place in its row by magnitude, 0 the smallest; equal ones in order. float32 is sorted as whole
     numbers, the magnitude's bits before the column's."""
     columns = torch.arange(matrix.shape[1])
