@@ -1,20 +1,21 @@
 """Ways to combine LoRA vectors (LCM-LoRA, arXiv 2311.05556, eq. 3) into one; the ways themselves are `methods`.
 
-A method merges one module at a time, so never more than one module's dense matrices live at once.
+A method merges one module at a time; only as many modules' dense matrices as there are threads live at once (`Ahead`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..text import quoted, shortened
+from .ahead import Ahead
 from .lowrank import Factors, Limits, check_finite, checked, concatenate, decompose, truncate
 from .mapping import Lazy
 from .metadata import changed
@@ -24,6 +25,7 @@ from .vector import LoRAVector
 
 NO_LIMITS = Limits()
 Progress = Callable[[int, int], None]
+V = TypeVar("V")
 
 
 def combine(
@@ -105,24 +107,34 @@ def combine_lazily(
     modules, diffs = module_sites(vectors), diff_sites(vectors)
     done = count(1)
 
-    def merged(site: Site, terms: Terms) -> Factors:
-        home = terms[0][1].down.device
-        moved = [(i, factors.to(device=device)) for i, factors in terms]
-        factors = _finished(site.name, moved, merge, limits, dtype).to(device=home)
+    def maker(site: Site, terms: Terms) -> tuple[Callable[[], Factors], int]:
+        def make() -> Factors:
+            moved = [(i, factors.to(device=device)) for i, factors in terms]
+            return _finished(site.name, moved, merge, limits, dtype).to(device=terms[0][1].down.device)
+
+        return make, math.prod(terms[0][1].shape)
+
+    def told(value: V) -> V:
         if progress is not None:
             progress(min(next(done), len(modules) + len(diffs)), len(modules) + len(diffs))
-        return factors
+        return value
 
     def diff(site: Site) -> Tensor:
-        row = merged(site, diff_terms(vectors, site))
+        row = told(maker(site, diff_terms(vectors, site))[0]())
         delta = (row.delta() if row.rank else row.up).flatten()
         delta = delta if dtype is None else delta.to(dtype)
         if row.rank:
             check_finite(site.name, delta)
         return delta
 
+    sites = {site.name: site for site in modules}
+    made: Mapping[str, Factors]
+    if device is None or torch.device(device).type == "cpu":
+        made = Ahead(sites, lambda site: maker(site, module_terms(vectors, site)))
+    else:
+        made = Lazy(sites, lambda site: maker(site, module_terms(vectors, site))[0]())
     return LoRAVector(
-        Lazy({site.name: site for site in modules}, lambda site: merged(site, module_terms(vectors, site))),
+        Lazy({name: name for name in sites}, lambda name: told(made[name])),
         Lazy({site.name: site for site in diffs}, diff),
         changed(*(vector.metadata for vector in vectors)),
     )

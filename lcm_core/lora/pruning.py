@@ -39,7 +39,7 @@ def dense(weights: Sequence[float], sparsify: Sparsify, fuse: Fuse) -> Merge:
 
 
 def _in_bands(fuse: Fuse, matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """`fuse`, which looks at each place alone, of a few rows after another, so that what it makes stays in the cache."""
+    """`fuse`, which looks at each place alone, of a few rows after another: what it makes stays in the cache."""
     rows = max(1, BAND // matrices[0].shape[1])
     return torch.cat([fuse(band, weights) for band in zip(*(matrix.split(rows) for matrix in matrices), strict=True)])
 
