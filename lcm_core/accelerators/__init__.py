@@ -5,20 +5,26 @@ from typing import Any
 from .check import contradictions
 from .reading import load_recipes
 from .recipe import Recipe, Span
-from .recognition import Recognition, recognize
-from .record import SAMPLING, read_sampling, sampling_record
+from .recognition import NAMING, Recognition, recognize
+from .record import SAMPLING, SEVERAL, read_sampling, sampling_record
+from .settings import lcm_recipe, settled, summary
 
 __all__ = [
+    "NAMING",
     "SAMPLING",
+    "SEVERAL",
     "Recipe",
     "Recognition",
     "Span",
     "contradictions",
+    "lcm_recipe",
     "levels",
     "load_recipes",
     "read_sampling",
     "recognize",
     "sampling_record",
+    "settled",
+    "summary",
 ]
 
 

@@ -30,7 +30,7 @@ def contradictions(
     if grid is not None and grid != recipe.grid:
         found.append(
             f"{GRIDS.get(grid, grid)} does not fit {recipe.label}, which is sampled on {GRIDS[recipe.grid]}; "
-            f"set the grid to {recipe.grid!r}"
+            f"take {GRIDS[recipe.grid]}"
         )
     settings = {"gamma": gamma, "cfg": cfg, "guidance": guidance, "shift": shift, "strength": strength}
     for name, value in settings.items():

@@ -19,6 +19,7 @@ UNKNOWN = "not known: sampled as an LCM-LoRA; choose a recipe if it is another a
 # Of SAI's ModelSpec, what may name the family; it must begin with the name: "works with LCM-LoRA" says nothing.
 TITLE, HINT = "modelspec.title", "modelspec.usage_hint"
 ARCHITECTURE = "modelspec.architecture"
+NAMING = (SAMPLING, TITLE, HINT)
 # What trainers write of their networks; the released LCM-LoRAs have none of it.
 TRAINER = "ss_network_module"
 

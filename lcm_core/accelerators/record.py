@@ -13,6 +13,8 @@ from .reading import read_recipe, write_recipe
 from .recipe import Recipe
 
 SAMPLING = "lcm_lora.sampling"
+# The entry of a sum of accelerators that are sampled differently.
+SEVERAL = json.dumps("several")
 
 
 def sampling_record(recipe: Recipe) -> dict[str, str]:
@@ -25,6 +27,11 @@ def read_sampling(metadata: Mapping[str, str]) -> Recipe | None:
     if SAMPLING not in metadata:
         return None
     text = metadata[SAMPLING]
+    if text == SEVERAL:
+        raise ValueError(
+            "it is a sum of accelerators that are sampled differently, so it has no recipe; add styles to one "
+            "accelerator alone, or choose a recipe"
+        )
     remedy = "choose a recipe, and save the LoRA again to put the entry right"
     try:
         entry = json.loads(text)

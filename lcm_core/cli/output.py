@@ -42,14 +42,22 @@ def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, 
 
 @contextmanager
 def opened(*paths: str, rank: int | None = None) -> Iterator[list[LoRAVector]]:
-    """LoRA files as vectors that are read module by module; what their reading had to assume are warnings."""
+    """LoRA files as vectors that are read module by module, each with how it is sampled, where it is an accelerator.
+
+    What their reading had to assume are warnings.
+    """
+    from ..lora import LoRAVector
+    from ..lora.file import LoRAFile
     from ..lora.lazy import open_vector
+    from ..lora.sampling import recipe_of, recorded
 
     with ExitStack() as stack:
         vectors = []
         for path in paths:
-            vectors.append(stack.enter_context(open_vector(path, rank)))
-            warn_of_notes(path, vectors[-1].notes)
+            read = stack.enter_context(open_vector(path, rank))
+            metadata = {**read.metadata, **recorded(recipe_of(path, LoRAFile.scan(path)))}
+            vectors.append(LoRAVector(read.modules, read.diffs, metadata, read.notes))
+            warn_of_notes(path, read.notes)
         yield vectors
 
 
@@ -74,6 +82,7 @@ def save(
     """
     import torch
 
+    from ..accelerators import read_sampling
     from ..lora.file import named
     from ..lora.kinds import role_of
     from ..lora.lazy import open_vector
@@ -98,6 +107,10 @@ def save(
 
     with named(source):
         keys = keys_of(vector, dialect)
+    try:
+        read_sampling(vector.metadata)
+    except ValueError as error:
+        logging.getLogger(__name__).warning("%s: %s", args.output, error)
     metadata = {**vector.metadata, **(ALPHA_IS_RANK if dialect == "peft" else {}), **record}
     try:
         write_streamed(args.output, keys, counted(), metadata, replace=args.force)

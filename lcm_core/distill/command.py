@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..files import read_text, write_lora
+from ..lora.sampling import distilled
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
 from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
             report(done.step, done.steps)
     adapter.remove()
     vector = adapter.vector()
+    vector = vector if config.objective == "lcf" else distilled(vector, config.links)
     if accelerator is None or accelerator.is_main_process:
         tensors = vector.state_dict("kohya", torch.float16)
         try:

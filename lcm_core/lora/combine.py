@@ -136,7 +136,7 @@ def combine_lazily(
     return LoRAVector(
         Lazy({name: name for name in sites}, lambda name: told(made[name])),
         Lazy({site.name: site for site in diffs}, diff),
-        changed(*(vector.metadata for vector in vectors)),
+        changed(*(vector.metadata for vector in vectors), weights=METHODS[method].signs(weights)),
     )
 
 

@@ -73,7 +73,8 @@ class Option:
 @dataclass(frozen=True)
 class Method:
     """A combine method: its name, what its docstring's first paragraph says, how many vectors it takes if that is
-    fixed, its options and their defaults by name, in the order of their places."""
+    fixed, its options and their defaults by name, in the order of their places, and whether it takes the vectors after
+    the first away from that."""
 
     name: str
     about: str
@@ -81,6 +82,7 @@ class Method:
     options: Mapping[str, Option]
     defaults: Mapping[str, Any]
     prepare: Prepare
+    removes: bool = False
 
     def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options of a call, the defaults of those that are not given included.
@@ -96,6 +98,10 @@ class Method:
             self.options[name].check(name, value, self.defaults[name])
         return whole
 
+    def signs(self, weights: Sequence[float]) -> list[float]:
+        """The weights, as negative ones where the method takes a vector away."""
+        return [-abs(weight) if self.removes and i else weight for i, weight in enumerate(weights)]
+
     def __call__(self, vectors: Sequence[LoRAVector], weights: Sequence[float], **options: Any) -> Merge:
         """What merges one module after another. Raises ValueError as `resolved`, and for another number of vectors."""
         if self.vectors not in (None, len(vectors)):
@@ -103,7 +109,7 @@ class Method:
         return self.prepare(vectors, weights, **self.resolved(options))
 
 
-def method(vectors: int | None = None) -> Callable[[Prepare], Method]:
+def method(vectors: int | None = None, removes: bool = False) -> Callable[[Prepare], Method]:
     """Registers a function `(vectors, weights, *, options) -> Merge` as the method of its name, less a final `_`.
 
     Raises ValueError for a name that is taken, a parameter without an Option or default, and an option that is another
@@ -118,7 +124,7 @@ def method(vectors: int | None = None) -> Callable[[Prepare], Method]:
         about = " ".join((inspect.getdoc(prepare) or "").split("\n\n")[0].split())
         defaults = {key: default for key, (_, default) in options.items()}
         METHODS[name] = Method(
-            name, about, vectors, {key: option for key, (option, _) in options.items()}, defaults, prepare
+            name, about, vectors, {key: option for key, (option, _) in options.items()}, defaults, prepare, removes
         )
         return METHODS[name]
 

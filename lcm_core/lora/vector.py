@@ -121,7 +121,7 @@ class LoRAVector:
         diffs = {name: diff.to(wide(diff.dtype)) * float(scale) for name, diff in self.diffs.items()}
         for name, diff in diffs.items():
             check_finite(name, diff)
-        return LoRAVector(modules, diffs, changed(self.metadata))
+        return LoRAVector(modules, diffs, changed(self.metadata, weights=[scale]))
 
     __rmul__ = __mul__
 

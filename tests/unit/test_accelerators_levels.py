@@ -134,7 +134,7 @@ def test_what_fits_contradicts_nothing():
         ("sdxl-lightning", {"gamma": 1.0}, "gamma 1 does not fit SDXL-Lightning, which takes 0; set gamma to 0"),
         ("lcm-lora", {"gamma": math.nan}, "gamma nan does not fit LCM-LoRA, which takes 1; set gamma to 1"),
         ("lcm-lora", {"grid": "trailing"},
-         "the trailing grid does not fit LCM-LoRA, which is sampled on the LCM grid; set the grid to 'lcm'"),
+         "the trailing grid does not fit LCM-LoRA, which is sampled on the LCM grid; take the LCM grid"),
         ("qwen-lightning", {"shift": 1.0},
          "shift 1 does not fit Qwen-Image-Lightning, which takes 3 to 3.1; set shift to 3"),
         ("wan22-lightning-high", {"expert": "low"},

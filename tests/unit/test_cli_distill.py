@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lcm_core import cli
+from lcm_core.accelerators import read_sampling
 from lcm_core.distill.pipeline import load_teacher
 from lcm_core.lora import LoRAVector
 
@@ -89,6 +90,7 @@ def test_pictures_make_a_lora_that_diffusers_loads(checkpoint, pictures, tmp_pat
     assert code == 0 and (result["examples"], result["steps"], result["rank"]) == (3, 3, 4)
     vector = LoRAVector.load(out)
     assert vector.norm() > 0 and len(vector) == result["modules"]
+    assert read_sampling(vector.metadata).name == "lcm-lora"
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, local_files_only=True)
     pipeline.load_lora_weights(str(out))
     assert sum("lora_A" in name for name, _ in pipeline.unet.named_modules() if name.endswith("lora_A")) == len(vector)

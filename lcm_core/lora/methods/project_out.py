@@ -9,7 +9,7 @@ from ..terms import Merge, Terms, scaled
 from ..vector import LoRAVector
 
 
-@method(vectors=2)
+@method(vectors=2, removes=True)
 def project_out(vectors: Sequence[LoRAVector], weights: Sequence[float], *, per_module: PerModule = False) -> Merge:
     """w_a·(a − w_b·p), p being the part of a along b, exact. It removes from a what it shares with b.
 
