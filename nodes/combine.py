@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..lcm_core.accelerators import read_sampling
 from ..lcm_core.lora import METHODS, LoRAVector, combine, conflicts, evaluate_expression, parse_expression
 from ..lcm_core.lora.method import Option, all_options, users_of
 from ..lcm_core.lora.record import EXPRESSION, combine_record, sum_record
 from . import host_loras
 from .host.files import stamp
-from .host.report import progress
+from .host.report import progress, warn
 from .inputs import (
     CATEGORY,
     ENERGY,
@@ -24,6 +25,15 @@ from .inputs import (
     vector_outputs,
     weight_input,
 )
+
+
+def made(vector: LoRAVector, record: dict[str, str]) -> host_loras.LoRATensors:
+    """The LORA_MODEL of a vector; the node says of a sum of several accelerators that it has no recipe."""
+    try:
+        read_sampling(vector.metadata)
+    except ValueError as error:
+        warn(str(error))
+    return host_loras.LoRATensors(vector, record)
 
 
 class Arithmetic(io.ComfyNode):
@@ -53,7 +63,7 @@ class Arithmetic(io.ComfyNode):
         terms = [(a, lambda_1), (b, lambda_2)] + ([(c, lambda_3)] if c is not None else [])
         loras, weights = zip(*terms, *more_terms("more_lambdas", more, more_lambdas).values(), strict=True)
         total = combine([host_loras.to_vector(lora) for lora in loras], weights)
-        return io.NodeOutput(host_loras.LoRATensors(total, sum_record(list(map(host_loras.record_of, loras)), weights)))
+        return io.NodeOutput(made(total, sum_record(list(map(host_loras.record_of, loras)), weights)))
 
 
 class Expression(io.ComfyNode):
@@ -116,7 +126,7 @@ class Expression(io.ComfyNode):
         total, weights = evaluate_expression(expression, load), parse_expression(expression)
         record = sum_record([host_loras.record_of(loras[name]) for name in weights], list(weights.values()))
         report = "\n".join([f"{record[EXPRESSION]}: {size(total)}", *lines])
-        return io.NodeOutput(host_loras.LoRATensors(total, record), report)
+        return io.NodeOutput(made(total, record), report)
 
 
 class Combine(io.ComfyNode):
@@ -167,7 +177,7 @@ class Combine(io.ComfyNode):
         lines = [f"cosine of {names[i]} and {names[j]}: {cosine:.4f}" for (i, j), cosine in found.cosines.items()]
         lines += [f"energy cancelled 1 − ‖Σ wᵢ·τᵢ‖²/Σ ‖wᵢ·τᵢ‖²: {found.cancelled:.2%}"]
         report = "\n".join([f"{record[EXPRESSION]}: {size(vector)}", *lines])
-        return io.NodeOutput(host_loras.LoRATensors(vector, record), report)
+        return io.NodeOutput(made(vector, record), report)
 
 
 # Options that have their widgets before rank and energy; graphs keep values by the order of widgets.

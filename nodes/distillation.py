@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..lcm_core.lora.sampling import distilled
 from . import host_loras, plotting
 
 CATEGORY = "LCM-LoRA/distillation"
@@ -51,6 +52,8 @@ def train(settings: dict, model, positive, latents, negative=None, **config):
         rank=given["rank"], batch_size=given["batch_size"], checkpointing=given["gradient_checkpointing"],
         prefix=given["state_prefix"], preview_every=given["preview_every"],
     )  # fmt: skip
+    if config.get("objective") != "lcf":
+        vector = distilled(vector, config["links"])
     return io.NodeOutput(host_loras.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
 
 

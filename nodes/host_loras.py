@@ -1,6 +1,8 @@
 """ComfyUI's internals for LoRA vectors: its LoRA files, its LORA_MODEL, and its patches of a model's weights."""
 
+import copy
 import difflib
+import json
 import logging
 import re
 import time
@@ -25,8 +27,10 @@ from ..lcm_core.lora.lowrank import wide
 from ..lcm_core.lora.module import Module
 from ..lcm_core.lora.names import flat, read_name
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
+from ..lcm_core.lora.sampling import recipe_of, recorded
 from ..lcm_core.text import listed, quoted, shortened
 from .host.files import model_path
+from .host.recipes import recipes
 from .host.targets import find_targets, model_targets, weight_shape
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
@@ -46,13 +50,24 @@ def load_lora(name: str) -> "LoRATensors":
 
 
 def load_vector(name: str) -> "LoRATensors":
-    """The same of a file that is a vector; what reading it had to assume is in the log."""
+    """The same of a file that is a vector, which says how it is sampled if it is an accelerator.
+
+    What reading it had to assume is in the log.
+    """
     lora = load_lora(name)
+    found = recipe_of(name, lora.file, sha256=sha256_of(lora), recipes=recipes())
+    lora = lora.saying(recorded(found))
     with named(lora_path(name)):
         to_vector(lora)
     for note in lora.notes:
         logging.warning("LCM-LoRA: %s: %s", name, note)
     return lora
+
+
+def sha256_of(lora: "LoRATensors") -> str:
+    """The SHA-256 of the file that a LORA_MODEL was loaded from."""
+    (parent,) = json.loads(lora.record[PARENTS])
+    return parent["sha256"]
 
 
 def save_new(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -251,7 +266,15 @@ class LoRATensors(dict[str, Tensor]):
 
     @cached_property
     def vector(self) -> LoRAVector:
-        return self.file.vector()
+        vector = self.file.vector()
+        return LoRAVector(vector.modules, vector.diffs, self.metadata, vector.notes)
+
+    def saying(self, entries: Mapping[str, str]) -> "LoRATensors":
+        """The same, whose vector has these entries of metadata too."""
+        other = copy.copy(self)
+        other.metadata = {**self.metadata, **entries}
+        vars(other).pop("vector", None)
+        return other
 
 
 def file_of(lora: Mapping[str, Tensor]) -> LoRAFile:

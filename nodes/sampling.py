@@ -2,11 +2,14 @@
 
 from comfy_api.latest import io
 
+from .acceleration import AUTO, expert_of_part, run_of, said_of
 from .checks import numbers
 from .host.files import full_lcm_files
 from .host.guidance import Guidance, load_projection, with_guidance_embedding
-from .host.model_sampling import lcm_sigmas, with_consistency_sampling
+from .host.levels import run_sigmas
+from .host.model_sampling import with_consistency_sampling
 from .host.noise import ImageNoise
+from .host.report import tell
 from .host.sampler import Rules, Task, batch_places, consistency_sampler, part, sample_latent
 from .host.stream import stream_sampler
 
@@ -15,26 +18,28 @@ SEED = io.Int.Input(
     tooltip="Fixes every noise, the first and each step's.",
 )  # fmt: skip
 CFG = io.Float.Input(
-    "cfg", default=1.0, min=0.0, max=30.0, step=0.1,
-    tooltip="Guidance. An LCM-LoRA carries its guidance inside: stay at 1, or at most 2. Above 1 each step costs two "
-    "UNet evaluations.",
+    "cfg", default=-1.0, min=-1.0, max=30.0, step=0.1, optional=True,
+    tooltip="Guidance. −1: the recipe's, mostly 1, as an accelerator has its guidance inside. Above 1 each step costs "
+    "two UNet evaluations.",
 )  # fmt: skip
 STEPS = io.Int.Input(
-    "steps", default=4, min=1, max=50, tooltip="Number of UNet evaluations. 4 is usual, 8 is finer, 1 or 2 are drafts."
-)
+    "steps", default=0, min=0, max=50, optional=True,
+    tooltip="Number of UNet evaluations. 0: as the model's recipe says, 4 without one. More is finer where the LoRA "
+    "takes it, 1 or 2 are drafts.",
+)  # fmt: skip
 DENOISE = io.Float.Input(
-    "denoise", default=1.0, min=0.02, max=1.0, step=0.01,
-    tooltip="Strength on the LCM grid. 1 starts from noise; 0.7 with 4 steps starts at timestep 699 and still makes 4 "
-    "steps, so the input latent shows through.",
+    "denoise", default=1.0, min=0.02, max=1.0, step=0.01, optional=True,
+    tooltip="Strength. 1 starts from noise; at 0.7 the input latent shows through. The LCM grid makes all steps below "
+    "timestep 699 then; of a trailing grid the last 0.7 of the steps are made.",
 )  # fmt: skip
 ORIGINAL_STEPS = io.Int.Input(
-    "original_steps", default=50, min=1, max=1000,
-    tooltip="Points of the grid that the LCM was distilled on. 50 for the released LCM-LoRAs.",
+    "original_steps", default=0, min=0, max=1000, optional=True,
+    tooltip="Points of the LCM grid that an LCM was distilled on. 0: the recipe's, 50 for the released LCM-LoRAs.",
 )  # fmt: skip
 GAMMA = io.Float.Input(
-    "gamma", default=1.0, min=0.0, max=1.0, step=0.01,
-    tooltip="How much fresh noise each step gets. 1 is the LCM paper's multistep sampling, 0 is deterministic, "
-    "between is TCD's strategic stochastic sampling.",
+    "gamma", default=-1.0, min=-1.0, max=1.0, step=0.01, optional=True,
+    tooltip="How much fresh noise each step gets. −1: the recipe's. 1 is the LCM paper's multistep sampling, 0 is "
+    "deterministic (DDIM, Euler), between is TCD's strategic stochastic sampling.",
 )  # fmt: skip
 GUIDANCE_UNTIL = io.Float.Input(
     "guidance_until", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
@@ -44,7 +49,12 @@ GUIDANCE_UNTIL = io.Float.Input(
 TIMESTEPS = io.String.Input(
     "timesteps", default="", optional=True,
     tooltip="Your own timesteps, descending, such as 999, 759, 499, 259; then steps is unused. On every model they are "
-    "thousandths of its range. Empty: the LCM grid's.",
+    "thousandths of its range. Empty: the grid's.",
+)  # fmt: skip
+GRID = io.Combo.Input(
+    "grid", options=[AUTO, "lcm", "trailing"], default=AUTO, optional=True,
+    tooltip="Which timesteps. auto: the recipe's, and the LCM grid without one or with original_steps set. lcm: 999, "
+    "759, 499, 259 in 4 steps. trailing: 999, 749, 499, 249, as Lightning and Hyper-SD take.",
 )  # fmt: skip
 GUIDANCE_FROM = io.Float.Input(
     "guidance_from", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
@@ -61,10 +71,10 @@ class LCMSampler(io.ComfyNode):
             display_name="LCM Sampler",
             category="LCM-LoRA",
             description="Few-step sampling of a latent consistency model, exact to the paper: x ← f_θ(x, t), then "
-            "noise of the next timestep. Use it after Load LCM-LoRA, at 1–8 steps and cfg 1, for text to image, image "
-            "to image and inpainting.",
+            "noise of the next timestep; and of Lightning, Hyper-SD and other accelerators by the recipe that Load "
+            "Acceleration LoRA found. For text to image, image to image and inpainting.",
             inputs=[
-                io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM."),
+                io.Model.Input("model", tooltip="A model with an acceleration LoRA, or a full LCM."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show. Unused, and free, at cfg 1."),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded picture with denoise below 1."),
@@ -89,24 +99,28 @@ class LCMSampler(io.ComfyNode):
                 io.Boolean.Input("return_with_leftover_noise", default=False, optional=True,
                                  tooltip="With end_at_step: hand the noise on to the next sampler. Off: end clean."),
                 GUIDANCE_FROM,
+                GRID,
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, guidance_until=1.0,
-        timesteps="", seeds="", start_at_step=0, end_at_step=10000, add_noise=True, return_with_leftover_noise=False,
-        guidance_from=0.0,
+        cls, model, positive, negative, latent, seed, steps=0, cfg=-1.0, denoise=1.0, original_steps=0, gamma=-1.0,
+        guidance_until=1.0, timesteps="", seeds="", start_at_step=0, end_at_step=10000, add_noise=True,
+        return_with_leftover_noise=False, guidance_from=0.0, grid=AUTO,
     ):  # fmt: skip
         model = with_consistency_sampling(model)
-        whole = lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        run = run_of(model, steps, original_steps, gamma, cfg, grid)
+        whole = run_sigmas(model, run, denoise, timesteps)
         sigmas = part(whole, start_at_step, end_at_step, return_with_leftover_noise)
         noise = ImageNoise(tuple(numbers("seeds", seeds, int)), batch_places(latent))
         guidance = Guidance(guidance_from, guidance_until)
-        sampler = consistency_sampler(Rules(gamma, guidance, noise, tuple(whole[:-1].tolist())))
-        task = Task(model, positive, negative, latent, seed, cfg)
-        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, add_noise=add_noise))
+        sampler = consistency_sampler(Rules(run.gamma.default, guidance, noise, tuple(whole[:-1].tolist())))
+        task = Task(model, positive, negative, latent, seed, run.cfg.default)
+        expert = expert_of_part(len(whole) - 1, start_at_step, end_at_step)
+        said = said_of(model, run, whole, denoise, timesteps, positive, expert)
+        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, said=said, add_noise=add_noise))
 
 
 class ConsistencySamplerSelect(io.ComfyNode):
@@ -129,9 +143,9 @@ class ConsistencySamplerSelect(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, gamma, latent=None, guidance_until=1.0, guidance_from=0.0):
-        guidance = Guidance(guidance_from, guidance_until)
-        return io.NodeOutput(consistency_sampler(Rules(gamma, guidance, ImageNoise((), batch_places(latent or {})))))
+    def execute(cls, gamma=-1.0, latent=None, guidance_until=1.0, guidance_from=0.0):
+        guidance, noise = Guidance(guidance_from, guidance_until), ImageNoise((), batch_places(latent or {}))
+        return io.NodeOutput(consistency_sampler(Rules(None if gamma < 0 else gamma, guidance, noise)))
 
 
 class LCMSchedule(io.ComfyNode):
@@ -141,20 +155,25 @@ class LCMSchedule(io.ComfyNode):
             node_id="LCMLoRA_Schedule",
             display_name="LCM Schedule",
             category="LCM-LoRA/custom sampling",
-            description="The sigmas of the LCM grid: 4 steps are timesteps 999, 759, 499, 259, as in diffusers.",
+            description="The sigmas of the model's recipe, or of the LCM grid: 4 steps are timesteps 999, 759, 499, "
+            "259, as in diffusers.",
             inputs=[
                 io.Model.Input("model", tooltip="Its own noise schedule turns timesteps into sigmas."),
                 STEPS,
                 DENOISE,
                 ORIGINAL_STEPS,
                 TIMESTEPS,
+                GRID,
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
         )
 
     @classmethod
-    def execute(cls, model, steps, denoise, original_steps, timesteps=""):
-        return io.NodeOutput(lcm_sigmas(model, steps, original_steps, denoise, timesteps))
+    def execute(cls, model, steps=0, denoise=1.0, original_steps=0, timesteps="", grid=AUTO):
+        run = run_of(model, steps, original_steps, grid=grid)
+        sigmas = run_sigmas(model, run, denoise, timesteps)
+        tell(said_of(model, run, sigmas, denoise, timesteps))
+        return io.NodeOutput(sigmas)
 
 
 class ConsistencyModelSampling(io.ComfyNode):
@@ -165,7 +184,7 @@ class ConsistencyModelSampling(io.ComfyNode):
             display_name="LCM Model Sampling",
             category="LCM-LoRA/custom sampling",
             description="Makes the model predict f_θ = c_skip·x + c_out·x̂₀, for noise-, v- and sample-prediction "
-            "alike; a flow model does so already. Load LCM-LoRA and LCM Sampler do this themselves.",
+            "alike; a flow model does so already. Load Acceleration LoRA and LCM Sampler do this themselves.",
             inputs=[io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM.")],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -226,17 +245,21 @@ class StreamBatch(io.ComfyNode):
                 ORIGINAL_STEPS,
                 GAMMA,
                 TIMESTEPS,
+                GRID,
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, seed, steps, cfg, denoise, original_steps, gamma, timesteps=""
+        cls, model, positive, negative, latent, seed, steps=0, cfg=-1.0, denoise=1.0, original_steps=0, gamma=-1.0,
+        timesteps="", grid=AUTO,
     ):  # fmt: skip
         model = with_consistency_sampling(model)
-        sigmas = lcm_sigmas(model, steps, original_steps, denoise, timesteps)
+        run = run_of(model, steps, original_steps, gamma, cfg, grid)
+        sigmas = run_sigmas(model, run, denoise, timesteps)
         noise = ImageNoise((), batch_places(latent))
-        sampler = stream_sampler(Rules(gamma, noise=noise), model, latent, positive, negative)
-        task, frames = Task(model, positive, negative, latent, seed, cfg), latent["samples"].shape[0]
-        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, progress=frames))
+        sampler = stream_sampler(Rules(run.gamma.default, noise=noise), model, latent, positive, negative)
+        task, frames = Task(model, positive, negative, latent, seed, run.cfg.default), latent["samples"].shape[0]
+        said = said_of(model, run, sigmas, denoise, timesteps, positive)
+        return io.NodeOutput(sample_latent(task, sampler, sigmas, noise, said=said, progress=frames))

@@ -5,8 +5,9 @@ from comfy_api.latest import io
 
 from ..lcm_core.dialects import DIALECTS, DTYPES
 from . import host_loras
+from .acceleration import with_vectors_recipe
 from .host.files import stamp
-from .host.report import show_text
+from .host.report import Said, show_text, tell
 from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
 
 
@@ -38,7 +39,8 @@ class ApplyVector(io.ComfyNode):
             node_id="LCMLoRA_ApplyVector",
             display_name="Apply LoRA Vector",
             category=CATEGORY,
-            description="θ' = θ + strength·τ. Does not touch the model's sampling: use LCM Sampler after it.",
+            description="θ' = θ + strength·τ. Does not touch the model's sampling: use LCM Sampler after it, which "
+            "follows the recipe of an accelerator in the vector.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to add the vector to; a clone is patched."),
                 vector_input("lora", "A vector from Load LoRA Vector, arithmetic or a trainer."),
@@ -56,8 +58,10 @@ class ApplyVector(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora, strength, clip=None, leave_out_misfits=False):
         model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip, leave_out=leave_out_misfits)
-        show_text(report)
-        return io.NodeOutput(model, report, clip)
+        model, said = with_vectors_recipe(model, getattr(lora, "metadata", {}), strength)
+        said = Said((report,)) + said
+        tell(said)
+        return io.NodeOutput(model, str(said), clip)
 
 
 class SaveVector(io.ComfyNode):

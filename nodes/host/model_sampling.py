@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ...lcm_core.consistency import boundary_scalings
-from ...lcm_core.schedule import custom_timesteps, expand, lcm_timesteps
-from ..checks import numbers
+from ...lcm_core.schedule import expand
 from .report import note
 
 RANGE = 1000  # the timesteps that users write, 0 … 999, whatever the length of a model's table
@@ -139,24 +138,6 @@ def without_lcm_patch(model):
             f"{prediction_of(own)} for noise; take that node out, this one does its work"
         )
     return model
-
-
-def lcm_sigmas(model, steps: int, original_steps: int, strength: float, timesteps: str = "") -> Tensor:
-    """The host's sigmas (n + 1,) and a final 0, on the model's own schedule.
-
-    They are at `lcm_timesteps`, or at the user's `timesteps` if that text is not blank: thousandths of the model's
-    range, 0 … 999, whatever the length of its table.
-    """
-    table = model.get_model_object("model_sampling").sigmas
-    grid = {"original_steps": original_steps, "strength": strength}
-    if timesteps.strip():
-        written = custom_timesteps(numbers("timesteps", timesteps, int, RANGE), train_steps=RANGE, **grid)
-        places = ((torch.tensor(written, dtype=torch.float64) + 1) * (len(table) / RANGE) - 1).clamp(min=0)
-        below, above = (table[edge.long().to(table.device)].cpu() for edge in (places.floor(), places.ceil()))
-        sigmas = below ** (1 - places.frac()) * above ** places.frac()
-    else:
-        sigmas = table[lcm_timesteps(steps, train_steps=len(table), **grid)].cpu()
-    return torch.cat([sigmas.float(), torch.zeros(1)])
 
 
 def thousandths(sampling, sigmas: Sequence[float]) -> list[float]:

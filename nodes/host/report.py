@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.utils
@@ -38,10 +39,30 @@ def inert(text: str) -> str:
     return re.sub(r"\[(?=\[)", "[ ", text.replace("<", "‹")).replace("__LNK", "__ LNK")
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a node says: lines of its report, and why its result will look wrong."""
+
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __add__(self, other: "Said") -> "Said":
+        return Said(self.lines + other.lines, self.warnings + other.warnings)
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, *(f"⚠ {text}" for text in self.warnings)])
+
+
+def tell(said: Said) -> None:
+    """Shows it in the node that is running; the warnings are in the log too."""
+    for text in said.warnings:
+        logging.warning("LCM-LoRA: %s", text)
+    show_text(str(said))
+
+
 def warn(text: str) -> None:
     """Says in the node that is running, and in the log, that its result will look wrong."""
-    logging.warning("LCM-LoRA: %s", text)
-    show_text(f"⚠ {text}")
+    tell(Said(warnings=(text,)))
 
 
 def note(text: str) -> None:

@@ -13,24 +13,24 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...lcm_core.accelerators import settled
 from ...lcm_core.consistency import multistep_sample
 from ...lcm_core.text import shortened
 from .guidance import Guidance, options_by_level
 from .model_sampling import consistency, forward_process, preserving, thousandths
 from .noise import ImageNoise, place_of
-from .report import show_text, warn
-
-MOST_CFG = 2.0
+from .recipes import recipe_on
+from .report import Said, tell, warn
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How a run steps: γ, which of its steps are guided, and the images' noise.
+    """How a run steps: γ, that of the model's recipe where it is None, which steps are guided, and the images' noise.
 
     levels: those of the whole run, if this is a part of one; the shares of guidance are of these.
     """
 
-    gamma: float = 1.0
+    gamma: float | None = 1.0
     guidance: Guidance = Guidance()
     noise: ImageNoise = ImageNoise()
     levels: tuple[float, ...] = ()
@@ -50,6 +50,9 @@ def sample_consistency(
         warn("the model predicts x̂₀, not f_θ: put LCM Model Sampling between it and this node")
     if not levels:
         return x
+    gamma = rules.gamma
+    if gamma is None:
+        gamma = settled(recipe_on(model.inner_model.model_patcher)).gamma.default
     mask, scale = given.get("denoise_mask"), preserving(sampling, levels[0])
     if mask is not None and scale != 1:
         raise ValueError(
@@ -84,7 +87,7 @@ def sample_consistency(
         x = x * mask + outside * (1 - mask)
     x = multistep_sample(
         denoise, x * scale, levels, process, noise=lambda i: noise_of(every[i + 1]),
-        gamma=rules.gamma, callback=report, intermediate=intermediate, until=last or None,
+        gamma=gamma, callback=report, intermediate=intermediate, until=last or None,
     )  # fmt: skip
     return x / preserving(sampling, last)
 
@@ -130,19 +133,25 @@ class Task:
 
 
 def sample_latent(
-    task: Task, sampler, sigmas: Tensor, noise: ImageNoise, *, add_noise: bool = True, progress: int | None = None
+    task: Task,
+    sampler,
+    sigmas: Tensor,
+    noise: ImageNoise,
+    *,
+    said: Said,
+    add_noise: bool = True,
+    progress: int | None = None,
 ) -> dict:
     """A LATENT made as the host's SamplerCustom makes it: same noise (up to seed 2³² − 1), guidance, masks, previews
     and interrupts.
 
-    add_noise: False for a latent that has its noise. progress: how many reports the sampler makes, if not one a step.
+    said: what the node says beside its timesteps. add_noise: False for a latent that has its noise. progress: how many
+    reports the sampler makes, if not one a step.
     Where the latent's mask is 0 the result is the latent, bit for bit.
     """
     model, latent = task.model, task.latent
     shown = thousandths(model.get_model_object("model_sampling"), sigmas[:-1].tolist())
-    show_text(f"timesteps {shortened(', '.join(f'{t:.0f}' for t in shown))}")
-    if task.cfg > MOST_CFG:
-        warn(f"cfg {task.cfg:g} burns the picture: an LCM has its guidance inside; use 1, and {MOST_CFG:g} at most")
+    tell(said + Said((f"timesteps {shortened(', '.join(f'{t:.0f}' for t in shown))}",)))
     samples = fitted(model, latent)
     drawn = noise.first(samples, task.seed) if add_noise else samples * 0.0
     mask, total = latent.get("noise_mask"), progress or len(sigmas) - 1

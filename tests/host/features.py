@@ -398,7 +398,7 @@ def refused(bench: Bench) -> Facts:
             "nan mask": {"latent": empty(1) | {"noise_mask": torch.full((1, 64, 64), nan)}},
             "batch_index": {"latent": empty(2) | {"batch_index": [0]}},
             "steps of text": {"steps": "4"},
-            "steps below": {"steps": 0},
+            "steps below": {"steps": -1},
             "cfg of truth": {"cfg": True},
             "no such input": {"sampler": "euler"},
             "gamma": {"gamma": nan},
