@@ -241,7 +241,8 @@ def apply(comfyui: Path, base: Path, folder: Path, repeats: int) -> dict[str, fl
         return act
 
     return {
-        **dict(zip(("Load LCM-LoRA, s", "LoraLoaderModelOnly, s"), in_turns(repeats, ours, core), strict=True)),
+        **dict(zip(("Load Acceleration LoRA, s", "LoraLoaderModelOnly, s"),
+                   in_turns(repeats, ours, core), strict=True)),
         **dict(zip(("the same with weights patched, s", "core's with weights patched, s"),
                    in_turns(max(1, repeats // 2), patched(ours), patched(core)), strict=True)),
     }  # fmt: skip

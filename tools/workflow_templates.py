@@ -22,7 +22,7 @@ def prompts(graph: Graph, clip: Output, text: str) -> tuple[Node, Node]:
 
 
 def pocket(graph: Graph, text: str) -> tuple[Node, Node, tuple[Node, Node]]:
-    """(Load Checkpoint, Load LCM-LoRA, prompts) of the pocket model."""
+    """(Load Checkpoint, Load Acceleration LoRA, prompts) of the pocket model."""
     base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
     fast = graph.add("LCMLoRA_Loader", model=base, lora_name=LCM)
     return base, fast, prompts(graph, base[1], text)
@@ -45,10 +45,12 @@ def text_to_image() -> Template:
     save = graph.add("SaveImage", images=picture, filename_prefix="lcm_lora")
     note = """## Four steps with an LCM-LoRA
 
-**Load LCM-LoRA** adds the acceleration vector to the model (θ'_LCM = θ + τ_LCM) and prepares its sampling. **LCM
-Sampler** then needs 1–8 steps at cfg 1: each is one UNet evaluation, so the negative prompt costs and does nothing.
+**Load Acceleration LoRA** adds the acceleration vector to the model (θ'_LCM = θ + τ_LCM) and prepares its sampling.
+**LCM Sampler** then needs 1–8 steps at cfg 1: each is one UNet evaluation, so the negative prompt costs and does
+nothing.
 
-On your own model: choose its checkpoint, its LCM-LoRA, and its picture size (512 or 1024)."""
+On your own model: choose its checkpoint, its LCM-LoRA or another accelerator, and its picture size (512 or 1024). With
+steps at 0 LCM Sampler takes them, as all that is at 0, −1 or auto, from the accelerator's recipe."""
     return Template(
         "lcm_lora_txt2img", graph, [(note, 2), (WORDS, 1)],
         [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],

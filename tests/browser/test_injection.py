@@ -68,7 +68,7 @@ def test_a_lora_file(page, hostile_lora):
     }
     assert run(page, graph) == "success"
     text = seen(page)
-    assert text.count(f"test_{SHOWN_IMAGE}") >= 2  # in the texts of Load LCM-LoRA and of Inspect
+    assert text.count(f"test_{SHOWN_IMAGE}") >= 2  # in the texts of Load Acceleration LoRA and of Inspect
     assert f"modelspec.title: {SHOWN_IMAGE} [ [y|https://y" in text and "modelspec.author: __ LNK7__" in text
     assert f"test_{IMAGE}" in text and f"modelspec.title: {IMAGE} [[y|" in text  # PreviewAny shows what is there
 

@@ -147,7 +147,7 @@ SUFFIXES = {
 
 
 def every_dialect(host: Host, loras: Path, family: str) -> dict[str, Any]:
-    """Each dialect by Load LCM-LoRA, the PEFT one and our own kohya and native files by core's Load LoRA."""
+    """Each dialect by Load Acceleration LoRA, the PEFT one and our own kohya and native files by core's Load LoRA."""
     import comfy.utils
 
     model, clip = make_model(family), make_clip(family)

@@ -44,7 +44,7 @@ def test_queue_prompt_sets_the_inputs_and_saves_the_pictures(host, workflow, tmp
     assert lines[:4] == [
         "node 3 (Prompt): text = 'dog'",
         "node 6 (LCM Sampler): seed = 11",
-        "node 2 (Load LCM-LoRA): strength = 0.9",
+        "node 2 (Load Acceleration LoRA): strength = 0.9",
         "node 6 (LCM Sampler): steps = 3",
     ]
     assert "step 3 of 3" in lines
