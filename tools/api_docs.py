@@ -23,7 +23,7 @@ from tools.doc_links import ROOT, definition  # noqa: E402
 
 FILE = ROOT / "docs" / "python-api.md"
 MARK = "<!-- What follows is written by tools/api_docs.py. -->\n"
-MODULES = ("lcm_core", "lcm_core.lora", "lcm_core.distill")
+MODULES = ("lcm_core", "lcm_core.accelerators", "lcm_core.lora", "lcm_core.distill")
 DECORATORS = {"classmethod", "contextmanager", "property"}
 # Of a docstring's lines those that say what one argument or value is: `x: …`, `a, b: …`, `12 values: …`, `f(x) -> …`.
 ENTRY = re.compile(r"^(?:\d+ )?\w+(?:, \w+)*(?=:\s)|^\w+(?=\([^)]*\)(?: ->| is |,))", re.MULTILINE)

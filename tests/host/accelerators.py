@@ -31,6 +31,7 @@ FLOWS = {
     "Wan2.1-T2V-14B-lightx2v-cfg-step-distill-lora": ("Wan 2.1 T2V", "WAN21_T2V", "blocks.0.self_attn.q"),
     "Qwen-Image-Lightning-8steps-V1.1": ("Qwen-Image", "QwenImage", "transformer_blocks.0.attn.to_q"),
 }
+WIDGETS = ("Loader", "Sampler", "StreamBatch", "Schedule", "SamplerSelect")
 SD = NoiseSchedule.scaled_linear()
 
 
@@ -117,7 +118,9 @@ def old_graphs(bench: Bench, loras: Loras, log: Log) -> Facts:
             return sampler.EXECUTE_NORMALIZED(model=model, **given | OLD).args[0]["samples"]
 
     plain = sample(load(bench, "someones", recipe="none")[0])
+    declared = {name: bench.host.classes[f"LCMLoRA_{name}"].INPUT_TYPES() for name in WIDGETS}
     return {
+        "widgets": {name: [*kinds["required"], *kinds["optional"]] for name, kinds in declared.items()},
         "apart": {name: largest(sample(load(bench, name)[0]), plain) for name in (*FILES, "someones")},
         "three inputs": largest(bench.sample(load(bench, "someones")[0]), plain),
     }

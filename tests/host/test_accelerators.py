@@ -18,6 +18,18 @@ FILES = {
     "pcm_sd15_smallcfg_2step_converted": ("pcm-smallcfg", 2),
 }
 
+SOCKETS = {"model", "positive", "negative", "latent", "clip"}
+STEPS = "steps cfg denoise original_steps gamma"
+STAGES = "seeds start_at_step end_at_step add_noise return_with_leftover_noise"
+# Node -> its widgets before it knew of recipes, and those that were added.
+FORMER = {
+    "Loader": ("lora_name strength leave_out_misfits", "recipe"),
+    "Sampler": (f"seed {STEPS} guidance_until timesteps {STAGES} guidance_from", "grid"),
+    "StreamBatch": (f"seed {STEPS} timesteps", "grid"),
+    "Schedule": ("steps denoise original_steps timesteps", "grid"),
+    "SamplerSelect": ("gamma guidance_until guidance_from", ""),
+}
+
 
 @pytest.fixture(scope="module")
 def facts(base):
@@ -47,6 +59,14 @@ def test_what_fits_is_not_warned_of(facts):
 def test_a_graph_without_the_new_inputs_makes_its_picture(facts):
     assert set(facts["old_graphs"]["apart"].values()) == {0}
     assert facts["old_graphs"]["three inputs"] == 0, "without a recipe the sampler is an LCM's"
+
+
+@pytest.mark.parametrize("node", FORMER)
+def test_former_widgets_keep_their_places(facts, node):
+    """Saved graphs have the values of widgets by their order."""
+    former, added = FORMER[node]
+    found = [name for name in facts["old_graphs"]["widgets"][node] if name not in SOCKETS]
+    assert found == [*former.split(), *added.split()]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_a_training_gives_a_vector_and_leaves_the_model_alone(facts):
     assert done["norm"] > 0 and done["patched"] == [done["modules"]] * 2
     assert done["plot"] == [[1, 432, 768, 3], True, True]
     assert "4 steps" in done["report"]
+    assert done["recorded"] == ["lcm-lora", 25]
     assert [(step, bool(picture)) for step, picture in done["previews"]] == [
         (1, False),
         (2, True),

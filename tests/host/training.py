@@ -17,6 +17,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from lcm_core.accelerators import read_sampling  # noqa: E402
 from lcm_core.lora import LoRAVector  # noqa: E402
 from tools.inprocess import PACK, Host, load_host  # noqa: E402
 
@@ -93,7 +94,7 @@ def distillation(bench: Bench) -> Facts:
     previews = []
     bench.utils.set_progress_bar_global_hook(lambda done, total, preview, **_: previews.append((done, preview)))
     with torch.inference_mode():
-        lora, plot, report = bench.train(preview_every=2)
+        lora, plot, report = bench.train(preview_every=2, links=25)
     bench.utils.set_progress_bar_global_hook(None)
     after = bench.model.model.state_dict()
     vector = LoRAVector.from_state_dict(lora)
@@ -109,6 +110,7 @@ def distillation(bench: Bench) -> Facts:
         "patched": [len(ours.patches), len(core.patches)],
         "plot": [list(plot.shape), float(plot.min()) >= 0, float(plot.max()) <= 1],
         "report": report,
+        "recorded": [read_sampling(lora.metadata).name, read_sampling(lora.metadata).original_steps],
         "previews": [(done, preview and preview[1].size) for done, preview in previews],
     }
 
