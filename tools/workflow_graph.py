@@ -22,8 +22,8 @@ OPTIONAL, LIST = 7, 6  # the front end's shapes of sockets
 # Heights of what a node shows once it has run: inside it, and below it in its group.
 INSIDE = {
     "SaveImage": 260, "LoadImage": 260, "PreviewImage": 260, "SaveAnimatedWEBP": 260, "PreviewAny": 120,
-    "LCMLoRA_Inspect": 230, "LCMLoRA_SaveVector": 70, "LCMLoRA_Loader": 62, "LCMLoRA_ApplyVector": 62,
-    "LCMLoRA_Sampler": 62, "LCMLoRA_StreamBatch": 62,
+    "LCMLoRA_Inspect": 230, "LCMLoRA_SaveVector": 70, "LCMLoRA_Loader": 124, "LCMLoRA_ApplyVector": 62,
+    "LCMLoRA_Sampler": 84, "LCMLoRA_StreamBatch": 84,
 }  # fmt: skip
 BELOW = {"LCMLoRA_Sampler": 230, "LCMLoRA_StreamBatch": 230, "LCMLoRA_Distill": 230}
 COLOURS = {

@@ -30,7 +30,7 @@ def pocket(graph: Graph, text: str) -> tuple[Node, Node, tuple[Node, Node]]:
 
 def sampled(graph: Graph, model: Node, texts: tuple[Node, Node], latent: Node, vae: Output, **options: Any):
     """(LCM Sampler, VAE Decode)"""
-    options = {"seed": 7, "steps": 4} | options
+    options = {"seed": 7, "steps": 4, "cfg": 1.0} | options
     sampler = graph.add(
         "LCMLoRA_Sampler", model=model, positive=texts[0], negative=texts[1], latent=latent, **options
     )  # fmt: skip

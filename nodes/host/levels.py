@@ -59,6 +59,8 @@ def run_sigmas(model, run: Recipe, strength: float = 1.0, timesteps: str = "") -
     elif run.grid == "lcm":
         sigmas = table[lcm_timesteps(run.default_steps, train_steps=len(table), **grid)].cpu()
     else:
+        if run.default_steps > RANGE:
+            raise ValueError(f"steps {run.default_steps} is more than {RANGE}; 4 or 8 are usual of an accelerator")
         flow = flow_of(sampling)
         found = levels(run, None, flow or NoiseSchedule(1 / (1 + table.double() ** 2)))
         sigmas = torch.tensor(found, dtype=torch.float64) if flow else table[found].cpu()

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from lcm_core.accelerators import contradictions, levels, load_recipes, recognize
 from lcm_core.lora import LoRAVector
 from lcm_core.schedule import Flow, NoiseSchedule
-from tests.host.features import Bench, Facts, Watched, empty, extra, frames, largest
+from tests.host.features import Bench, Facts, Watched, empty, extra, frames, largest, message
 from tests.host.shrunken import ARCHITECTURES, build
 from tools.inprocess import PACK, load_host
 
@@ -146,11 +146,10 @@ def overrides(bench: Bench, loras: Loras, log: Log) -> Facts:
         log.clear()
         bench.sample(watched.model, **inputs)
         facts[name] = {"timesteps": watched.timesteps(), "warnings": log.taken()}
-    try:
-        bench.sample(model, denoise=0.2, latent=latent)
-    except ValueError as error:
-        facts["too little"] = str(error)
-    return facts
+    return facts | {
+        "too little": message(lambda: bench.sample(model, denoise=0.2, latent=latent)),
+        "too many": message(lambda: bench.sample(model, steps=10**9)),
+    }
 
 
 def custom_sampling(bench: Bench, loras: Loras, log: Log) -> Facts:

@@ -89,13 +89,14 @@ def test_a_setting_that_contradicts_the_recipe_is_followed_and_warned_of(facts, 
 
 
 def test_settings_stand_beside_the_recipes(facts):
-    timesteps = {name: found["timesteps"] for name, found in facts["overrides"].items() if name != "too little"}
+    timesteps = {name: found["timesteps"] for name, found in facts["overrides"].items() if not name.startswith("too")}
     trailing, lcm = [999, 749, 499, 249], [999, 759, 499, 259]
     assert timesteps["steps"] == [999, 874, 749, 624, 499, 374, 249, 124]
     assert timesteps["cfg"] == timesteps["gamma"] == timesteps["nothing"] == trailing
     assert timesteps["grid"] == timesteps["old"] == lcm
     assert timesteps["half"] == [499, 249], "of a trailing grid the last steps are left"
     assert "denoise 0.2 leaves none of the 4 steps; raise it to 0.25" in facts["overrides"]["too little"]
+    assert "steps 1000000000 is more than 1000" in facts["overrides"]["too many"]
 
 
 @pytest.mark.parametrize("name", ["alone", "styled"])
