@@ -1,17 +1,22 @@
-"""Speed, memory and error of LoRA arithmetic on files of the released LCM-LoRAs' exact shapes, as tables.
+"""Speed, memory and error of LoRA arithmetic on files of real models' exact shapes, as tables.
 
-python benchmarks/vectors.py [sd15 sdxl] [--rank 64] [--repeats 3] [--comfyui COMFYUI BASE] [--json FILE]
+python benchmarks/vectors.py [sd15 sdxl flux] [--rows ROW ...] [--rank 64] [--repeats 3] [--folder FOLDER]
+                             [--comfyui COMFYUI BASE] [--json FILE]
 
-Two files a family with random factors (278 modules of SD1.5 or 788 of SDXL, rank 64, float16) are made in a temporary
-folder. Every row is a process of its own: seconds are the median of the repeats with the files in the page cache,
-memory is the peak beyond what the imports take, files that are mapped into memory included.
+Two files a family with random factors in float16 are made in a folder: the released LCM-LoRAs' modules of SD1.5 (278)
+and SDXL (788) of rank 64, and all linear layers of Flux's blocks of rank 32. Every row is a process of its own: seconds
+are the median of the repeats with the files in the page cache, in parentheses their spread; cpu is that of all threads;
+memory is the peak beyond what the imports take. load is the machine's when the row began.
 
-- copy:     both files' bytes from file to file
-- merge:    0.8 a + 1.0 b, exact, from files to a file
-- compress: the same, compressed to the rank, from files to a file
+- copy:     both files' bytes from file to file, onto the disk
+- merge:    0.8 a + 1.0 b, exact, from files to a file, as `lcm-lora merge`
+- compress: the same, compressed to the rank
+- ties ...: the same by a method of dense matrices, of the rank. Of Flux, as of PEFT, one module of every shape is
+            merged and its time multiplied by the number of such modules; files are not counted.
 - PEFT:     `add_weighted_adapter(combination_type="svd")` of the real PEFT on the same tensors, without full matrices,
-            which its default would compute and throw away. One module of every shape is merged and its time multiplied
-            by the number of such modules; reading and writing files are not counted.
+            which its default would compute and throw away
+- inspect:  what `lcm-lora inspect` reads of one file
+- load:     `LoRAVector.load` of one file
 
 The error is ||result - sum|| / ||sum|| against the dense sum in float64, of a linear layer and a convolution of
 320 channels; `best` is that of the truncated SVD in float64. With --comfyui (run it with ComfyUI's Python), Load
@@ -24,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -42,10 +48,16 @@ from torch import Tensor, nn  # noqa: E402
 
 from lcm_core.distill.adapters import LCM_TARGETS  # noqa: E402
 from lcm_core.lora import LoRAVector, combine, write_lora  # noqa: E402
-from lcm_core.lora.lowrank import Factors  # noqa: E402
+from lcm_core.lora.combine import NO_LIMITS, combine_lazily  # noqa: E402
+from lcm_core.lora.file import LoRAFile  # noqa: E402
+from lcm_core.lora.lazy import open_vector  # noqa: E402
+from lcm_core.lora.lowrank import Factors, Limits  # noqa: E402
+from lcm_core.lora.saving import keys_of, tensors_of  # noqa: E402
+from lcm_core.streaming import write_streamed  # noqa: E402
 
 WEIGHTS = (0.8, 1.0)
-RANK = 64
+RANKS = {"sd15": 64, "sdxl": 64, "flux": 32}
+DENSE = ("ties", "dare_linear", "magnitude_prune", "breadcrumbs", "della")
 SDXL = {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
@@ -63,9 +75,13 @@ FAMILIES = {"sd15": {"cross_attention_dim": 768}, "sdxl": SDXL}
 
 
 def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
-    """Module path -> weight shape of what an LCM-LoRA adapts."""
-    from diffusers import UNet2DConditionModel
+    """Module path -> weight shape of what an LCM-LoRA adapts, or a LoRA of Flux."""
+    from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
+    if family == "flux":
+        with torch.device("meta"):
+            blocks = [(n, m) for n, m in FluxTransformer2DModel().named_modules() if "transformer_blocks." in n]
+        return {name: tuple(layer.weight.shape) for name, layer in blocks if isinstance(layer, nn.Linear)}
     with torch.device("meta"):
         unet = UNet2DConditionModel(**FAMILIES[family])
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
@@ -76,18 +92,18 @@ def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_file(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+def write_file(path: Path, shapes: dict[str, tuple[int, ...]], rank: int, seed: int, prefix: str = "unet") -> None:
     """A LoRA in the released files' layout, with singular values that fall off as a trained one's do."""
     g = torch.Generator().manual_seed(seed)
-    fall = torch.linspace(1, 0.1, RANK)[:, None]
+    fall = torch.linspace(1, 0.1, rank)[:, None]
     state = {}
     for name, shape in shapes.items():
-        key = f"lora_unet_{name.replace('.', '_')}"
-        down = torch.randn(RANK, math.prod(shape[1:]), generator=g) * 0.02 * fall
-        up = torch.randn(shape[0], RANK, *[1] * (len(shape) - 2), generator=g) * 0.02
-        state[f"{key}.lora_down.weight"] = down.reshape(RANK, *shape[1:]).half()
+        key = f"lora_{prefix}_{name.replace('.', '_')}"
+        down = torch.randn(rank, math.prod(shape[1:]), generator=g) * 0.02 * fall
+        up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=g) * 0.02
+        state[f"{key}.lora_down.weight"] = down.reshape(rank, *shape[1:]).half()
         state[f"{key}.lora_up.weight"] = up.half()
-        state[f"{key}.alpha"] = torch.tensor(float(RANK)).half()
+        state[f"{key}.alpha"] = torch.tensor(float(rank)).half()
     write_lora(path, state)
 
 
@@ -95,28 +111,55 @@ def copy(a: Path, b: Path, out: Path, rank: int) -> None:
     for i, path in enumerate((a, b)):
         with path.open("rb") as source, out.with_suffix(f".{i}").open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 24)
+            target.flush()
+            os.fsync(target.fileno())
 
 
-def merge(a: Path, b: Path, out: Path, rank: int) -> None:
-    combine([LoRAVector.load(a), LoRAVector.load(b)], WEIGHTS, dtype=torch.float16).save(out)
+def from_files(method: str, compressed: bool) -> Callable[[Path, Path, Path, int], None]:
+    def act(a: Path, b: Path, out: Path, rank: int) -> None:
+        limits = Limits(rank) if compressed else NO_LIMITS
+        with open_vector(a) as x, open_vector(b) as y:
+            vector = combine_lazily([x, y], WEIGHTS, method, limits=limits, dtype=torch.float16)
+            write_streamed(out, keys_of(vector, "kohya"), tensors_of(vector, "kohya", torch.float16))
+
+    return act
 
 
-def compress(a: Path, b: Path, out: Path, rank: int) -> None:
-    combine([LoRAVector.load(a), LoRAVector.load(b)], WEIGHTS, rank=rank, dtype=torch.float16).save(out)
+def sampled(act: Callable[[list[Factors], str, int], None]) -> Callable[[Path, Path, Path, int], tuple[float, float]]:
+    """(seconds, of all cores together) of the files' modules, from one of every shape."""
+
+    def row(a: Path, b: Path, out: Path, rank: int) -> tuple[float, float]:
+        with open_vector(a) as x, open_vector(b) as y:
+            shapes = {name: (f.shape, f.rank) for name, f in x.modules.items()}
+            wall = cpu = 0.0
+            for shape, count in Counter(shapes.values()).items():
+                name = next(name for name, found in shapes.items() if found == shape)
+                start, cpu_start = time.perf_counter(), time.process_time()
+                act([x.modules[name], y.modules[name]], name, rank)
+                wall += count * (time.perf_counter() - start)
+                cpu += count * (time.process_time() - cpu_start)
+        return wall, cpu
+
+    return row
 
 
-def peft(a: Path, b: Path, out: Path, rank: int) -> float:
-    """Seconds that PEFT takes for the modules of the files."""
-    vectors = [LoRAVector.load(a), LoRAVector.load(b)]
-    counts = Counter(factors.shape for factors in vectors[0].modules.values())
-    seconds = 0.0
-    for shape, count in counts.items():
-        name = next(name for name, factors in vectors[0].modules.items() if factors.shape == shape)
-        model = peft_model([vector.modules[name] for vector in vectors])
-        start = time.perf_counter()
-        peft_merge(model, rank)
-        seconds += count * (time.perf_counter() - start)
-    return seconds
+def by_method(method: str) -> Callable[[list[Factors], str, int], None]:
+    def act(terms: list[Factors], name: str, rank: int) -> None:
+        combine([LoRAVector({name: term}) for term in terms], WEIGHTS, method, rank=rank, dtype=torch.float16)
+
+    return act
+
+
+def peft_module(terms: list[Factors], name: str, rank: int) -> None:
+    peft_merge(peft_model(terms), rank)
+
+
+def inspect(a: Path, b: Path, out: Path, rank: int) -> None:
+    LoRAFile.scan(a)
+
+
+def load(a: Path, b: Path, out: Path, rank: int) -> None:
+    LoRAVector.load(a)
 
 
 def peft_model(terms: list[Factors]):
@@ -168,25 +211,31 @@ def errors(a: Path, b: Path, rank: int) -> dict[str, float]:
     return {row: math.sqrt(square / squares["sum"]) for row, square in squares.items() if row != "sum"}
 
 
-ROWS: dict[str, Callable[[Path, Path, Path, int], float | None]] = {
-    "copy": copy,
-    "merge": merge,
-    "compress": compress,
-    "PEFT": peft,
-}
+Row = Callable[[Path, Path, Path, int], tuple[float, float] | None]
 
 
-def row(name: str, a: Path, b: Path, out: Path, rank: int, repeats: int) -> dict[str, float]:
-    """Median seconds and peak memory in MB of a row, in this process."""
+def rows_of(family: str) -> dict[str, Row]:
+    """A family's rows by name."""
+    dense = {name: sampled(by_method(name)) if family == "flux" else from_files(name, True) for name in DENSE}
+    files = {"copy": copy, "merge": from_files("sum", False), "compress": from_files("sum", True)}
+    return {**files, **dense, "PEFT": sampled(peft_module), "inspect": inspect, "load": load}
+
+
+def row(family: str, name: str, a: Path, b: Path, out: Path, rank: int, repeats: int) -> dict[str, float]:
+    """Median seconds and their spread, CPU seconds and peak memory in MB of a row, in this process."""
     if name == "PEFT":
         import peft  # noqa: F401
-    before = memory("VmRSS")
-    seconds = []
-    for _ in range(1 if name == "PEFT" else repeats):
-        start = time.perf_counter()
-        told = ROWS[name](a, b, out, rank)
-        seconds.append(time.perf_counter() - start if told is None else told)
-    return {"seconds": statistics.median(seconds), "MB": memory("VmHWM") - before}
+    load_before, before = os.getloadavg()[0], memory("VmRSS")
+    times = []
+    for _ in range(1 if name in ("PEFT", *DENSE) else repeats):
+        start, cpu = time.perf_counter(), time.process_time()
+        told = rows_of(family)[name](a, b, out, rank)
+        times.append(told or (time.perf_counter() - start, time.process_time() - cpu))
+    walls, cpus = zip(*times, strict=True)
+    return {
+        "seconds": statistics.median(walls), "spread": max(walls) - min(walls), "cpu": statistics.median(cpus),
+        "MB": memory("VmHWM") - before, "load": load_before,
+    }  # fmt: skip
 
 
 def memory(entry: str) -> float:
@@ -262,42 +311,53 @@ def in_turns(repeats: int, *acts: Callable[[], object]) -> list[float]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--row"]:
-        name, a, b, out, rank, repeats = sys.argv[2:]
-        print(json.dumps(row(name, Path(a), Path(b), Path(out), int(rank), int(repeats))))
+        family, name, a, b, out, rank, repeats = sys.argv[2:]
+        print(json.dumps(row(family, name, Path(a), Path(b), Path(out), int(rank), int(repeats))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=["sd15"], help=f"of {', '.join(FAMILIES)}")
-    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("families", nargs="*", default=["sd15"], help=f"of {', '.join(RANKS)}")
+    parser.add_argument("--rows", nargs="+", help="these alone, besides copy")
+    parser.add_argument("--rank", type=int, default=64, help="what is compressed to; of Flux at most 32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the files lie, or are made and kept (default: a new one)")
     parser.add_argument("--comfyui", type=Path, nargs=2, metavar=("COMFYUI", "BASE"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results: dict[str, object] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        a, b, out = (folder / f"{name}.safetensors" for name in ("a", "b", "out"))
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         for family in args.families:
-            shapes = shapes_of(family)
+            folder, rank = args.folder or Path(temporary), min(args.rank, RANKS[family])
+            a, b = (folder / f"{family}_{i}.safetensors" for i in (1, 2))
             for seed, path in enumerate((a, b)):
-                write_file(path, shapes, seed)
+                if not path.exists():
+                    prefix = "transformer" if family == "flux" else "unet"
+                    write_file(path, shapes_of(family), RANKS[family], seed, prefix)
             given = (a.stat().st_size + b.stat().st_size) / 1e6
-            print(f"\n{family}: {len(shapes)} modules, rank {RANK}, two files of together {given:.0f} MB")
-            print(f"{'':10}{'seconds':>10}{'peak MB':>10}{'of files':>10}{'error':>15}")
-            table = {name: in_new_process(name, a, b, out, args.rank, args.repeats) for name in ROWS}
-            off = errors(a, b, args.rank)
-            for name, measured in table.items():
+            print(f"\n{family}: rank {RANKS[family]}, two files of together {given:.0f} MB")
+            print(f"{'':16}{'seconds':>20}{'cpu':>10}{'peak MB':>10}{'of files':>10}{'load':>7}")
+            table = {}
+            for name in ["copy", *(name for name in args.rows or list(rows_of(family)) if name != "copy")]:
+                out = Path(temporary) / "out.safetensors"
+                table[name] = found = in_new_process(family, name, a, b, out, rank, args.repeats)
+                seconds = f"{found['seconds']:.2f} ({found['spread']:.2f})"
                 print(
-                    f"{name:10}{measured['seconds']:10.2f}{measured['MB']:10.0f}{measured['MB'] / given:10.2f}"
-                    + (f"{off[name]:15.2e}" if name == "merge" else f"{off[name]:15.9f}" if name in off else "")
+                    f"{name:16}{seconds:>20}{found['cpu']:10.2f}{found['MB']:10.0f}{found['MB'] / given:10.2f}"
+                    f"{found['load']:7.1f}",
+                    flush=True,
                 )
-            print(f"{'best':40}{off['best']:15.9f}")
-            seconds = {name: measured["seconds"] for name, measured in table.items()}
-            print(f"merge takes {seconds['merge'] / seconds['copy']:.2f} × the time of copying")
-            print(f"compress is {seconds['PEFT'] / seconds['compress']:.0f} × faster than PEFT")
-            results[family] = {"rows": table, "errors": off, "input MB": given}
+            ratios = (("merge", "copy"), ("PEFT", "compress"))
+            for name, other in ratios:
+                if name in table and other in table:
+                    ratio = table[name]["seconds"] / table[other]["seconds"]
+                    print(f"{name} takes {ratio:.2f} × the time of {other}")
+            results[family] = {"rows": table, "input MB": given}
+            if family != "flux":
+                results[family]["errors"] = off = errors(a, b, rank)
+                print("errors:", ", ".join(f"{name} {value:.9f}" for name, value in off.items()))
         if args.comfyui:
-            write_file(a, shapes_of("sd15"), 0)
-            applied = apply(*args.comfyui, folder, args.repeats)
+            path = Path(temporary) / "a.safetensors"
+            write_file(path, shapes_of("sd15"), RANKS["sd15"], 0)
+            applied = apply(*args.comfyui, path.parent, args.repeats)
             print(*(f"{name:34}{value:8.3f}" for name, value in applied.items()), sep="\n")
             results["apply"] = applied
     if args.json:

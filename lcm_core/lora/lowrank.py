@@ -207,9 +207,9 @@ def truncate(factors: Factors, limits: Limits | int | None = None) -> Factors:
 def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factors, float]:
     """(nearest factors of lower rank of a dense Delta W (out, in, ...), the share of its energy that they hold).
 
-    The truncated SVD from a subspace of `rank` directions (`leading`) where the rank is a limit and small, else from
-    the eigenvectors U of the smaller Gram matrix in float64 as U U^T Delta W. Limits and rounding as in `truncate`;
-    float32 or wider.
+    The truncated SVD from a subspace of `rank` directions (`leading`) where a small rank or the energy is the limit,
+    else from the eigenvectors U of the smaller Gram matrix in float64 as U U^T Delta W. Limits and rounding as in
+    `truncate`; float32 or wider.
     """
     matrix = delta.to(wide(delta.dtype)).flatten(1)
     half = (_power(matrix) + 1) // 2
@@ -221,7 +221,8 @@ def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factor
         matrix = matrix.T
     limits = _limits(limits)
     rank = limits.rank_of(tuple(delta.shape))
-    found = leading(matrix, rank) if rank is not None and limits.sv_cumulative is None else None
+    by_values = limits.sv_ratio is not None or limits.sv_cumulative is not None
+    found = None if rank is None or by_values else leading(matrix, rank)
     if found is None:
         values, vectors = torch.linalg.eigh(lower_gram(matrix, torch.float64))
         squares = values.flip(0).clamp(min=0)
