@@ -3,6 +3,7 @@ from comfy_api.latest import ComfyExtension, io
 from .checks import checked
 from .combine import Arithmetic, Combine, Expression
 from .distillation import Distill, Finetune
+from .hooks import VectorToHooks
 from .host_loras import remove_leftovers
 from .loading import LoadLCMLoRA
 from .sampling import (
@@ -29,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
         ConsistencyModelSampling,
         LoadVector,
         ApplyVector,
+        VectorToHooks,
         Arithmetic,
         Expression,
         Combine,

@@ -197,8 +197,7 @@ def apply_vector(
     targets = model_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
     modules, sizes = fitted(file, targets)
     swapped = {name for name, module in modules.items() if module.spelling.swapped}
-    texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
-    units = {name: size for name, size in sizes.items() if name not in texts}
+    units, texts = parts_of(sizes)
     found, misfits = find_targets(model.model, targets, units, swapped)
     found_texts: dict = {}
     if clip is not None:
@@ -207,8 +206,7 @@ def apply_vector(
         misfits |= text_misfits
     misfits |= misshapen(model, modules, found)
     found = {name: target for name, target in found.items() if name not in misfits}
-    made_for, host = architecture(sizes, file.lasting_metadata), type(model.model.model_config).__name__
-    both = f"{source} is for {shortened(made_for)} and the model is {host}"
+    both = purposes(source, file, type(model.model.model_config).__name__)
     if misfits and not leave_out:
         raise ValueError(
             f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture, or leave out what misfits"
@@ -241,6 +239,17 @@ def apply_vector(
     report = "; ".join([*lines, *file.notes])
     logging.info("LCM-LoRA: %s", report)
     return model, clip, report
+
+
+def parts_of(sizes: Mapping[str, Size]) -> tuple[dict[str, Size], dict[str, Size]]:
+    """The sizes that are of the model and those of text encoders."""
+    texts = {name: size for name, size in sizes.items() if name.startswith(("text_encoder", "lora_te"))}
+    return {name: size for name, size in sizes.items() if name not in texts}, texts
+
+
+def purposes(file: LoRAFile, model: str) -> str:
+    """What a LoRA is for, beside the host's name of the model that it meets, as errors say it."""
+    return f"is for {shortened(architecture(file.sizes, file.lasting_metadata))} and the model is {model}"
 
 
 class LoRATensors(dict[str, Tensor]):

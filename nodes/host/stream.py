@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ...lcm_core.consistency import stream_sample
+from .hooks import changes_by_step
 from .model_sampling import forward_process, preserving, thousandths
 from .noise import ImageNoise, place_of
 from .sampler import Rules
@@ -49,6 +50,11 @@ def stream_sampler(rules: Rules, model, latent: dict, *conditionings):
         )
     if latent.get("noise_mask") is not None:
         raise ValueError("the latent has a noise mask, which stream batching does not take; use LCM Sampler for it")
+    if any(map(changes_by_step, conditionings)):
+        raise ValueError(
+            "a conditioning has hooks whose strength changes over the steps, and the frames of a stream are at "
+            "different steps at once; give the hooks one strength, or use LCM Sampler"
+        )
     for cond, _ in (entry for conditioning in conditionings for entry in conditioning):
         if len(cond) > 1:
             raise ValueError(f"a conditioning has {len(cond)} rows, but all frames of a stream share one; give one row")

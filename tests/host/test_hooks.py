@@ -1,0 +1,91 @@
+"""LoRA Vector to Hooks inside the host: strengths over the steps, parts of a picture, every kind of LoRA, refusals."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("hooks.py")
+
+
+@pytest.fixture(scope="module")
+def facts(base):
+    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("sampler", ["LCM Sampler", "euler", "LCM Sampler Select"])
+def test_a_strength_that_changes_is_a_model_for_each_stage(facts, sampler):
+    found = facts["stages"][sampler]
+    assert found["apart"] < 1e-5 * found["size"]
+
+
+def test_ksampler_follows_a_schedule(facts):
+    assert facts["ksampler"]["apart"] < 1e-5 * facts["ksampler"]["size"]
+
+
+def test_a_second_run_is_the_first(facts):
+    assert facts["stages"]["again"] == 0
+
+
+def test_a_quarter_of_four_steps_is_the_second(facts):
+    assert facts["shares"]["ours"] == 0
+
+
+def test_the_hosts_keyframes_work_too_and_are_of_the_models_levels(facts):
+    """Level 0.25 of 999 … 0 is 749, below the 759 of the second step."""
+    assert facts["shares"]["host's"] == 0
+    assert facts["shares"]["step 3"] > 1
+
+
+def test_parts_of_a_run_count_its_steps_where_they_have_its_sigmas(facts):
+    assert max(facts["parts"]["apart"]) < 1e-4
+
+
+def test_two_vectors_each_have_their_schedule(facts):
+    assert facts["several"]["apart"] < 1e-4
+
+
+def test_a_mask_keeps_a_vector_in_its_region(facts):
+    found = facts["region"]
+    assert max(found["left"], found["right"]) < 1e-4 and found["between"] > 1
+
+
+@pytest.mark.parametrize("kind", ["style", "PEFT", "DoRA", "LoHa"])
+def test_every_spelling_and_kind_is_applied_as_to_a_model(facts, kind):
+    found = facts["kinds"][kind]
+    assert found["apart"] < 1e-5 and found["changed"] > 0.1
+
+
+def test_the_model_stays_as_it_was(facts):
+    assert facts["kinds"]["left"] == 0
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_text_has_its_whole_strength_and_the_model_that_of_its_steps(facts, scheduled):
+    found = facts["text_encoder"][f"scheduled {scheduled}"]
+    assert max(found["encoded"]) < 1e-5 and found["made"] < 1e-4
+    assert facts["text_encoder"]["changed"] > 1 and facts["text_encoder"]["left"] == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("step 9", "names step 9 and there are 4 steps"),
+        ("step 9 of sigmas", "names step 9 and there are 4 steps"),
+        ("no sigmas", "sigmas has 1 of the 2 levels"),
+        ("size", "(7, 7) in the LoRA and (320, 320) in the model"),
+        ("architecture", "none of the 1 weights"),
+        ("stream", "the frames of a stream are at different steps at once"),
+    ],
+)
+def test_what_does_not_fit_is_named(facts, case, said):
+    assert said in facts["refusals"][case]
+
+
+def test_a_stream_takes_hooks_of_one_strength(facts):
+    assert facts["refusals"]["constant stream"] < 1e-4
