@@ -62,8 +62,10 @@ class Bench:
     seed: int
     batch: int = 64
 
-    def sample(self, unet: PocketUNet, method: str, steps: int, scale: float) -> Tensor:
-        """Pictures (N, 3, 64, 64) of the prompts."""
+    def sample(
+        self, unet: PocketUNet, method: str, steps: int, scale: float, gamma: float = 1.0, unguided: int = 0
+    ) -> Tensor:
+        """Pictures (N, 3, 64, 64) of the prompts; gamma, and how many of the first steps are unguided, are LCM's."""
         pictures = []
         for start in range(0, len(self.prompts), self.batch):
             prompts = self.prompts[start : start + self.batch]
@@ -77,10 +79,12 @@ class Bench:
                     x, trailing_timesteps(steps), teacher.SCHEDULE,
                 )  # fmt: skip
             else:
+                plain, levels = denoiser(unet, self.words, prompts, 1.0), lcm_timesteps(steps)
+                used = {t: plain if i < unguided else predict for i, t in enumerate(levels)}
                 z = multistep_sample(
-                    lambda x, t, p=predict: consistency_function(p(x, t), x, t, teacher.SCHEDULE),
-                    x, lcm_timesteps(steps), teacher.SCHEDULE.process,
-                    noise=lambda i, s=shape, n=indices: step_noise(s, self.seed, i + 1, n),
+                    lambda x, t, p=used: consistency_function(p[t](x, t), x, t, teacher.SCHEDULE),
+                    x, levels, teacher.SCHEDULE.process,
+                    noise=lambda i, s=shape, n=indices: step_noise(s, self.seed, i + 1, n), gamma=gamma,
                 )  # fmt: skip
             pictures.append(self.decode(z).clamp(0, 1))
         return torch.cat(pictures)

@@ -83,6 +83,20 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return ((a.mean(0) - b.mean(0)).square().sum() + trace).item()
 
 
+def diversity(features: Tensor) -> tuple[float, float]:
+    """(mean distance between two pictures of one prompt, its standard error), of features (P, N, 48) of P prompts.
+
+    Mean over the pairs of a prompt's N ≥ 3 pictures, then over the prompts. The error is the jackknife's over the
+    pictures, since pairs share pictures; the prompts count as fixed.
+    """
+    prompts, count = features.shape[:2]
+    distances = torch.cdist(features.double(), features.double())
+    sums, whole = distances.sum(2), distances.sum((1, 2))
+    without_one = (whole[:, None] - 2 * sums) / ((count - 1) * (count - 2))
+    error = without_one.var(1, unbiased=False).sum().mul(count - 1).sqrt() / prompts
+    return whole.mean().item() / (count * (count - 1)), error.item()
+
+
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shifts up to 3 pixels, changes of brightness and a little noise, so that small flaws do not decide."""
     x = F.pad(images, (3, 3, 3, 3), mode="replicate")
