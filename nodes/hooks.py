@@ -22,6 +22,10 @@ class VectorToHooks(io.ComfyNode):
                 io.String.Input("schedule", default="", multiline=True, optional=True,
                                 tooltip="What strength is multiplied by, and from when: step 1: 0, step 2: 1 or, in "
                                 "shares of the steps, 0: 0, 0.25: 1. Each holds until the next. Empty: 1 throughout."),
+                io.Combo.Input("applied_to", options=["weights", "activations"], default="weights", optional=True,
+                               tooltip="weights: patched anew where the strength changes, as core's hooks do. "
+                               "activations: added beside each layer, no weight is touched and a change is free, but "
+                               "each evaluation takes longer; for vectors alone."),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="All sigmas of the run, where samplers make it in parts: steps are then "
                                 "counted over all parts. Else each sampler's own count."),
@@ -31,11 +35,12 @@ class VectorToHooks(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, lora, strength, schedule="", sigmas=None, prev_hooks=None):
+    def execute(cls, lora, strength, schedule="", applied_to="weights", sigmas=None, prev_hooks=None):
         changes, levels = parse_strengths(schedule), () if sigmas is None else tuple(sigmas.tolist())
         if sigmas is not None:
             if len(levels) < 2:
                 raise ValueError(f"sigmas has {len(levels)} of the 2 levels that a step has; connect a scheduler's")
             step_factors(changes, len(levels) - 1)
-        hooks = vector_hooks(lora, strength, StepStrength(changes, levels) if changes else None)
+        when = StepStrength(changes, levels) if changes else None
+        hooks = vector_hooks(lora, strength, when, applied_to == "activations")
         return io.NodeOutput(hooks if prev_hooks is None else prev_hooks.clone_and_combine(hooks))

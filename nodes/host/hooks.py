@@ -14,8 +14,9 @@ from torch import Tensor
 from ...lcm_core.lora.file import LoRAFile
 from ...lcm_core.strengths import Change, factor_at
 from ...lcm_core.text import listed
-from ..host_loras import file_of, module_patches, parts_of, purposes
-from .targets import find_targets
+from ..host_loras import file_of, module_patches, parts_of, purposes, to_vector
+from .activations import PathHook, Paths
+from .targets import Target, find_targets
 
 
 class StepStrength(comfy.hooks.HookKeyframeGroup):
@@ -58,41 +59,49 @@ class VectorHook(comfy.hooks.WeightHook):
 
 
 def hook_patches(model: torch.nn.Module, file: LoRAFile, on_clip: bool) -> dict:
-    """The host's patches of those modules of a LoRA that are a model's, or a text encoder's.
-
-    ValueError for a LoRA that is for another architecture.
-    """
-    units, texts = parts_of(file)
-    sizes, key_map = (texts, "model_lora_keys_clip") if on_clip else (units, "model_lora_keys_unet")
+    """The host's patches of those modules of a LoRA that are a model's, or a text encoder's; errors as of `places`."""
     modules = {module.name: module for module in file.normal_modules}
-    swapped = {name for name, module in modules.items() if module.spelling.swapped}
-    found, misfits = find_targets(model, getattr(comfy.lora, key_map)(model, {}), sizes, swapped)
-    both = f"this LoRA {purposes(file, type(getattr(model, 'model_config', model)).__name__)}"
-    if misfits:
-        raise ValueError(f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture")
-    if not found:
-        raise ValueError(
-            f"none of the {len(sizes)} weights of the hooks' LoRA is in the model: {both}; use one made for it"
-        )
-    if missing := {name.rpartition(".")[0] for name in sizes} - found.keys():
-        logging.warning("LCM-LoRA: hooks: not in the model: %s", listed(sorted(missing)))
     patches: dict = {}
-    for name, target in found.items():
+    for name, target in places(model, file, on_clip).items():
         for key, patch in module_patches(modules[name], target).items():
             patches.setdefault(key, patch)
     return patches
 
 
-def vector_hooks(lora: Mapping[str, Tensor], strength: float, when: StepStrength | None) -> comfy.hooks.HookGroup:
+def places(model: torch.nn.Module, file: LoRAFile, on_clip: bool = False) -> dict[str, Target]:
+    """Name of a LoRA's module -> where it is in a model, or in a text encoder.
+
+    ValueError for a LoRA that is for another architecture.
+    """
+    units, texts = parts_of(file)
+    sizes, key_map = (texts, "model_lora_keys_clip") if on_clip else (units, "model_lora_keys_unet")
+    swapped = {module.name for module in file.normal_modules if module.spelling.swapped}
+    found, misfits = find_targets(model, getattr(comfy.lora, key_map)(model, {}), sizes, swapped)
+    both = f"this LoRA {purposes(file, type(getattr(model, 'model_config', model)).__name__)}"
+    if misfits:
+        raise ValueError(f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture")
+    if not found:
+        raise ValueError(f"none of the {len(sizes)} weights of the hooks' LoRA is there: {both}; use one made for it")
+    if missing := {name.rpartition(".")[0] for name in sizes} - found.keys():
+        logging.warning("LCM-LoRA: hooks: not in the model: %s", listed(sorted(missing)))
+    return found
+
+
+def vector_hooks(
+    lora: Mapping[str, Tensor], strength: float, when: StepStrength | None, beside: bool
+) -> comfy.hooks.HookGroup:
     """The host's HOOKS of any LORA_MODEL.
 
     when: None for one strength throughout. Text encoders have one strength always: a text is encoded before sampling.
+    beside: whether the model's layers get a path beside them, and no weight is patched. ValueError if the LoRA is no
+    vector then.
     """
     file, group = file_of(lora), comfy.hooks.HookGroup()
     units, texts = parts_of(file)
     if units:
-        hook = VectorHook(strength_model=strength)
-        hook.weights = file
+        hook = PathHook(Paths(to_vector(lora), places), strength) if beside else VectorHook(strength_model=strength)
+        if not beside:
+            hook.weights = file
         if when is not None:
             hook.hook_keyframe = when
         group.add(hook)

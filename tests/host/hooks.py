@@ -55,8 +55,8 @@ class Hooked(Bench):
 def stages(bench: Hooked) -> Facts:
     """A strength that changes before the third of four steps against two samplers with a model each, by sampler."""
     early, late = 0.3, 1.1
-    hooks = bench.hooks(schedule=f"step 1: {early}, step 3: {late}")
-    conditionings, models = bench.on(hooks), (bench.patched(early), bench.patched(late))
+    given = {"schedule": f"step 1: {early}, step 3: {late}"}
+    conditionings, models = bench.on(bench.hooks(**given)), (bench.patched(early), bench.patched(late))
     sigmas = bench.host.run("LCMLoRA_Schedule", model=bench.model)[0]
     lcm = bench.host.run("LCMLoRA_SamplerSelect", gamma=1.0)[0]
 
@@ -78,7 +78,8 @@ def stages(bench: Hooked) -> Facts:
     }.items():  # fmt: skip
         made, wanted = run(True), run(False)
         facts[name] = {"apart": largest(made, wanted), "size": wanted.abs().max().item()}
-    return facts | {"again": largest(run(True), made)}
+    beside = bench.sample(cfg=1.5, **bench.on(bench.hooks(applied_to="activations", **given)))
+    return facts | {"again": largest(run(True), made), "beside": largest(beside, sampler(False))}
 
 
 def ksampler(bench: Hooked) -> Facts:
@@ -148,17 +149,16 @@ def region(bench: Hooked) -> Facts:
     mask = torch.zeros(1, 64, 64)
     mask[..., :32] = 1
     combine = extra("nodes_hooks", "ConditioningSetPropertiesAndCombine")
-    left = bench.on(bench.hooks(), mask=mask)["positive"]
-    both = bench.host.run(
-        combine, cond=left, cond_NEW=bench.positive, strength=1.0, set_cond_area="default", mask=1 - mask
-    )
-    made = bench.sample(steps=1, positive=both[0])
     styled, plain = bench.sample(bench.patched(1.0), steps=1), bench.sample(steps=1)
-    return {
-        "left": largest(made[..., :4], styled[..., :4]),
-        "right": largest(made[..., 4:], plain[..., 4:]),
-        "between": largest(styled, plain),
-    }
+    facts: Facts = {"between": largest(styled, plain)}
+    for place in ("weights", "activations"):
+        left = bench.on(bench.hooks(applied_to=place), mask=mask)["positive"]
+        both = bench.host.run(
+            combine, cond=left, cond_NEW=bench.positive, strength=1.0, set_cond_area="default", mask=1 - mask
+        )  # fmt: skip
+        made = bench.sample(steps=1, positive=both[0])
+        facts[place] = [largest(made[..., :4], styled[..., :4]), largest(made[..., 4:], plain[..., 4:])]
+    return facts
 
 
 def kinds(bench: Hooked) -> Facts:
@@ -182,13 +182,57 @@ def kinds(bench: Hooked) -> Facts:
     for kind, lora in loras.items():
         made = bench.sample(steps=1, **bench.on(bench.hooks(lora, strength=0.7)))
         wanted = bench.sample(bench.patched(0.7, lora), steps=1)
-        facts[kind] = {"apart": largest(made, wanted), "changed": largest(made, plain)}
+        beside = lambda lora=lora: bench.on(bench.hooks(lora, strength=0.7, applied_to="activations"))  # noqa: E731
+        facts[kind] = {
+            "apart": largest(made, wanted),
+            "changed": largest(made, plain),
+            "beside": message(beside) if kind == "DoRA" else largest(bench.sample(steps=1, **beside()), wanted),
+        }
     bench.sample(steps=1)
     return facts | {"left": max(largest(a, b) for a, b in zip(weights(bench.model), before, strict=True))}
 
 
 def weights(model) -> list[Tensor]:
     return [weight.clone() for weight in model.model.diffusion_model.state_dict().values()]
+
+
+def paths(bench: Hooked) -> Facts:
+    """Paths beside a layer against its weight with the difference in it: rows, columns, halves, convolutions."""
+    activations, targets = (sys.modules[f"lcm_lora_pack.nodes.host.{name}"] for name in ("activations", "targets"))
+    core = sys.modules["lcm_lora_pack.lcm_core.lora.file"]
+    generator = torch.Generator().manual_seed(4)
+    cases = {
+        "linear": (torch.nn.Linear(6, 8), None, (2, 5, 6)),
+        "rows": (torch.nn.Linear(6, 12), ((0, 4, 4),), (2, 5, 6)),
+        "columns": (torch.nn.Linear(12, 8), ((1, 6, 6),), (2, 5, 12)),
+        "halves": (torch.nn.Linear(6, 8), (None, targets.exchange_halves), (2, 5, 6)),
+        "conv": (torch.nn.Conv2d(6, 8, 3, stride=2, padding=1, padding_mode="circular"), None, (2, 6, 8, 8)),
+        "conv rows": (torch.nn.Conv2d(6, 8, 1), ((0, 2, 4),), (2, 6, 4, 4)),
+        "conv 3d": (torch.nn.Conv3d(6, 8, (1, 3, 3), padding=(0, 1, 1), dilation=1), None, (1, 6, 2, 4, 4)),
+    }
+    facts: Facts = {}
+    for name, (layer, rest, shape) in cases.items():
+        rows, part = layer.weight.shape[0], rest and rest[0]
+        if part:
+            rows = part[2] if part[0] == 0 else rows
+        inner = part[2] if part and part[0] == 1 else layer.weight.shape[1]
+        factors = {"lora_up": torch.randn(rows, 2, generator=generator),
+                   "lora_down": torch.randn(2, inner, *layer.weight.shape[2:], generator=generator)}  # fmt: skip
+        stored = {f"diffusion_model.x.{key}.weight": value for key, value in factors.items()}
+        file = core.LoRAFile.of(stored | {"diffusion_model.x.alpha": torch.tensor(3.0)})
+        path = activations.path_at(
+            torch.nn.ModuleDict({"x": layer}), ("x.weight", *rest) if rest else "x.weight", file.modules[0]
+        )
+        x = torch.randn(*shape, generator=generator)
+        made = path.add(layer(x), 0.5 * path(x, path.down, path.up))
+        delta = 0.75 * (factors["lora_up"] @ factors["lora_down"].flatten(1)).unflatten(
+            1, factors["lora_down"].shape[1:]
+        )
+        with torch.no_grad():
+            changed = layer.weight.narrow(*part) if part else layer.weight
+            changed += rest[1](delta) if rest and len(rest) > 1 else delta
+            facts[name] = largest(made, layer(x))
+    return facts
 
 
 def text_encoder(bench: Hooked) -> Facts:
@@ -234,6 +278,9 @@ def refusals(bench: Hooked) -> Facts:
         "no sigmas": lambda: bench.hooks(sigmas=sigmas[:1], **beyond),
         "size": with_hooks(wrong),
         "architecture": with_hooks(other),
+        "grouped": lambda: sys.modules["lcm_lora_pack.nodes.host.activations"].path_at(
+            torch.nn.ModuleDict({"x": torch.nn.Conv2d(4, 4, 3, groups=2)}), "x.weight", None
+        ),
         "stream": with_hooks(node="LCMLoRA_StreamBatch", schedule="0: 0, 0.5: 1"),
     }
     facts: Facts = {name: message(act) for name, act in acts.items()}
@@ -245,7 +292,7 @@ def main() -> None:
     host = load_host_of_arguments(__doc__)
     torch.set_num_threads(1)
     bench = Hooked(host)
-    tests = (stages, ksampler, shares, parts, several, region, kinds, text_encoder, refusals)
+    tests = (stages, ksampler, shares, parts, several, region, kinds, paths, text_encoder, refusals)
     print(json.dumps({test.__name__: test(bench) for test in tests}))
 
 

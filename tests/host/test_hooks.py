@@ -28,6 +28,15 @@ def test_ksampler_follows_a_schedule(facts):
     assert facts["ksampler"]["apart"] < 1e-5 * facts["ksampler"]["size"]
 
 
+def test_a_path_beside_the_layers_is_the_same(facts):
+    assert facts["stages"]["beside"] < 1e-5 * facts["stages"]["LCM Sampler"]["size"]
+
+
+@pytest.mark.parametrize("layer", ["linear", "rows", "columns", "halves", "conv", "conv rows", "conv 3d"])
+def test_a_path_is_what_the_weight_would_be(facts, layer):
+    assert facts["paths"][layer] < 1e-5
+
+
 def test_a_second_run_is_the_first(facts):
     assert facts["stages"]["again"] == 0
 
@@ -50,15 +59,16 @@ def test_two_vectors_each_have_their_schedule(facts):
     assert facts["several"]["apart"] < 1e-4
 
 
-def test_a_mask_keeps_a_vector_in_its_region(facts):
-    found = facts["region"]
-    assert max(found["left"], found["right"]) < 1e-4 and found["between"] > 1
+@pytest.mark.parametrize("place", ["weights", "activations"])
+def test_a_mask_keeps_a_vector_in_its_region(facts, place):
+    assert max(facts["region"][place]) < 1e-4 and facts["region"]["between"] > 1
 
 
 @pytest.mark.parametrize("kind", ["style", "PEFT", "DoRA", "LoHa"])
 def test_every_spelling_and_kind_is_applied_as_to_a_model(facts, kind):
     found = facts["kinds"][kind]
     assert found["apart"] < 1e-5 and found["changed"] > 0.1
+    assert "DoRA" in found["beside"] if kind == "DoRA" else found["beside"] < 1e-4
 
 
 def test_the_model_stays_as_it_was(facts):
@@ -80,6 +90,7 @@ def test_text_has_its_whole_strength_and_the_model_that_of_its_steps(facts, sche
         ("no sigmas", "sigmas has 1 of the 2 levels"),
         ("size", "(7, 7) in the LoRA and (320, 320) in the model"),
         ("architecture", "none of the 1 weights"),
+        ("grouped", "x.weight is a Conv2d and takes no path beside it"),
         ("stream", "the frames of a stream are at different steps at once"),
     ],
 )
