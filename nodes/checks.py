@@ -104,6 +104,8 @@ LINKED = {
     "CONDITIONING": is_conditioning,
     "LATENT": lambda value: isinstance(value, Mapping) and hasattr(value.get("samples"), "is_nested"),
     "LORA_MODEL": is_lora,
+    "SIGMAS": lambda value: isinstance(value, Tensor) and value.ndim == 1 and bool(value.isfinite().all()),
+    "HOOKS": lambda value: hasattr(value, "clone_and_combine"),
     "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
 }
 

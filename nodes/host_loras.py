@@ -247,9 +247,9 @@ def parts_of(sizes: Mapping[str, Size]) -> tuple[dict[str, Size], dict[str, Size
     return {name: size for name, size in sizes.items() if name not in texts}, texts
 
 
-def purposes(file: LoRAFile, model: str) -> str:
+def purposes(source: str, file: LoRAFile, model: str) -> str:
     """What a LoRA is for, beside the host's name of the model that it meets, as errors say it."""
-    return f"is for {shortened(architecture(file.sizes, file.lasting_metadata))} and the model is {model}"
+    return f"{source} is for {shortened(architecture(file.sizes, file.lasting_metadata))} and the model is {model}"
 
 
 class LoRATensors(dict[str, Tensor]):

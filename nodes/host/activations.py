@@ -97,17 +97,23 @@ class Paths:
         if not strength:
             return executor(*args, **kwargs)
 
+        reached = set()
+
         def beside(path: Path, layer, given: tuple, output: Tensor) -> Tensor:
+            reached.add(path)
             return path.add(output, strength * path(given[0], *self.factors(path, given[0])))
 
         handles = []
         try:
             for each in self.of(executor.class_obj):
                 handles.append(each.layer.register_forward_hook(partial(beside, each)))
-            return executor(*args, **kwargs)
+            made = executor(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+        if not reached:
+            raise ValueError(f"the model was evaluated without any of the {len(handles)} layers of a path; {REMEDY}")
+        return made
 
 
 def path_at(model: torch.nn.Module, target: Target, module: Module) -> Path:
@@ -121,7 +127,7 @@ def path_at(model: torch.nn.Module, target: Target, module: Module) -> Path:
             f"convolutions without groups do; {REMEDY}"
         )
     down, up = module.need("down", "up")
-    scaled = (module.scale(len(down)) * up.flatten(1).float()).to(up.dtype)
+    scaled = module.scale(len(down)) * up.flatten(1).float()
     for change in function:
         scaled = change(scaled)
     return Path(layer, down.reshape(len(down), -1, *kernel), scaled, part)
@@ -142,6 +148,10 @@ class PathHook(comfy.hooks.TransformerOptionsHook):
     def add_hook_patches(self, model, model_options, target_dict, registered) -> bool:
         if not self.should_register(model, model_options, target_dict, registered):
             return False
+        if is_compiled(model):
+            raise ValueError(
+                f"the model is compiled, and a compiled one may pass by a path beside its layers; {REMEDY}"
+            )
         self.paths.of(model.model)
         merge_nested_dicts(model_options, {"to_load_options": wrapping(self.paths)}, copy_dict1=False)
         registered.add(self)
@@ -150,6 +160,12 @@ class PathHook(comfy.hooks.TransformerOptionsHook):
     def on_apply_hooks(self, model, transformer_options) -> None:
         run = partial(self.paths.run, self.whole * self.strength)
         merge_nested_dicts(transformer_options, wrapping(run), copy_dict1=False)
+
+
+def is_compiled(model) -> bool:
+    """Whether core's TorchCompileModel, or another node, compiles a MODEL or parts of it."""
+    layers = model.get_model_object("diffusion_model").modules()
+    return "torch_compile_kwargs" in model.model_options or any(hasattr(layer, "_orig_mod") for layer in layers)
 
 
 def wrapping(wrapper: Callable) -> dict:

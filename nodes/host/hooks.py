@@ -77,7 +77,7 @@ def places(model: torch.nn.Module, file: LoRAFile, on_clip: bool = False) -> dic
     sizes, key_map = (texts, "model_lora_keys_clip") if on_clip else (units, "model_lora_keys_unet")
     swapped = {module.name for module in file.normal_modules if module.spelling.swapped}
     found, misfits = find_targets(model, getattr(comfy.lora, key_map)(model, {}), sizes, swapped)
-    both = f"this LoRA {purposes(file, type(getattr(model, 'model_config', model)).__name__)}"
+    both = purposes("this LoRA", file, type(getattr(model, "model_config", model)).__name__)
     if misfits:
         raise ValueError(f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture")
     if not found:

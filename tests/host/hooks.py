@@ -272,15 +272,28 @@ def refusals(bench: Hooked) -> Facts:
     def with_hooks(lora=None, node: str = "LCMLoRA_Sampler", **inputs) -> Callable[[], object]:
         return lambda: bench.sample(node=node, **bench.on(bench.hooks(lora, **inputs)))
 
+    def unreached() -> None:
+        activations = sys.modules["lcm_lora_pack.nodes.host.activations"]
+        paths = activations.Paths(bench.style.vector, sys.modules["lcm_lora_pack.nodes.host.hooks"].places)
+        executor = type("Executor", (), {"class_obj": bench.model.model, "__call__": lambda self: None})()
+        paths.run(1.0, executor)
+
     acts = {
         "step 9": with_hooks(**beyond),
         "step 9 of sigmas": lambda: bench.hooks(sigmas=sigmas, **beyond),
+        "not finite": lambda: bench.hooks(sigmas=sigmas * torch.nan),
+        "no hooks": lambda: bench.hooks(prev_hooks="x"),
         "no sigmas": lambda: bench.hooks(sigmas=sigmas[:1], **beyond),
         "size": with_hooks(wrong),
         "architecture": with_hooks(other),
         "grouped": lambda: sys.modules["lcm_lora_pack.nodes.host.activations"].path_at(
             torch.nn.ModuleDict({"x": torch.nn.Conv2d(4, 4, 3, groups=2)}), "x.weight", None
         ),
+        "compiled": lambda: bench.sample(
+            bench.host.run(extra("nodes_torch_compile", "TorchCompileModel"), model=bench.model, backend="inductor")[0],
+            **bench.on(bench.hooks(applied_to="activations")),
+        ),
+        "unreached": unreached,
         "stream": with_hooks(node="LCMLoRA_StreamBatch", schedule="0: 0, 0.5: 1"),
     }
     facts: Facts = {name: message(act) for name, act in acts.items()}

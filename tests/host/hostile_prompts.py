@@ -61,6 +61,8 @@ VALID: Graph = {
     "GuidanceEmbedding": ours("GuidanceEmbedding", model=["ckpt", 0], file="pocket.safetensors", omega=7.5,
                               omega_per_image=""),
     "ApplyVector": ours("ApplyVector", model=["ckpt", 0], lora=["style", 0], strength=1.0, clip=["ckpt", 1]),
+    "Hooks": ours("Hooks", lora=["style", 0], strength=1.0, schedule="step 1: 0, step 2: 1", applied_to="activations",
+                  sigmas=["Schedule", 0]),
     "Arithmetic": ours("Arithmetic", a=["style", 0], lambda_1=0.8, b=["LoadVector", 0], lambda_2=1.0, lambda_3=0.0),
     "Expression": ours("Expression", expression="0.8*a + 1.0*b", a=["style", 0], b=["LoadVector", 0]),
     "Combine": ours("Combine", a=["style", 0], b=["LoadVector", 0], method="sum", weight_a=1.0, weight_b=1.0,

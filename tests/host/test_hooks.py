@@ -87,10 +87,14 @@ def test_text_has_its_whole_strength_and_the_model_that_of_its_steps(facts, sche
     [
         ("step 9", "names step 9 and there are 4 steps"),
         ("step 9 of sigmas", "names step 9 and there are 4 steps"),
+        ("not finite", "sigmas is no SIGMAS"),
+        ("no hooks", "prev_hooks is no HOOKS but 'x'"),
         ("no sigmas", "sigmas has 1 of the 2 levels"),
         ("size", "(7, 7) in the LoRA and (320, 320) in the model"),
         ("architecture", "none of the 1 weights"),
         ("grouped", "x.weight is a Conv2d and takes no path beside it"),
+        ("compiled", "the model is compiled"),
+        ("unreached", "evaluated without any of the"),
         ("stream", "the frames of a stream are at different steps at once"),
     ],
 )

@@ -30,6 +30,7 @@ NODES = {
         "Loader",
         "LoadVector",
         "ApplyVector",
+        "Hooks",
         "Arithmetic",
         "Expression",
         "Combine",
