@@ -125,10 +125,10 @@ def parts(bench: Hooked) -> Facts:
 
 
 def several(bench: Hooked) -> Facts:
-    """The accelerator for two steps and a style from the second on, as hooks alone, against three stages."""
-    pair = bench.on(bench.hooks(strength=0.8, schedule="step 1: 0, step 2: 1", prev_hooks=bench.hooks(
-        bench.lcm, schedule="step 1: 1, step 3: 0")))  # fmt: skip
-    made = bench.sample(bench.plain, **pair)
+    """The accelerator for two steps in the weights, and beside them a style from the second, against three stages."""
+    accelerator = bench.hooks(bench.lcm, schedule="step 1: 1, step 3: 0")
+    given = {"strength": 0.8, "schedule": "step 1: 0, step 2: 1", "applied_to": "activations"}
+    made = bench.sample(bench.plain, **bench.on(bench.hooks(prev_hooks=accelerator, **given)))
     fast, both, slow = (
         bench.host.run("LCMLoRA_ApplyVector", model=model, lora=lora, strength=strength)[0]
         for model, lora, strength in (

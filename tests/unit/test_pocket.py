@@ -1,5 +1,8 @@
 """The pocket model's padding, assembly and judge: what its small weights compute is what the host computes."""
 
+import itertools
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from safetensors.torch import load_file
 
 from pocket import assemble, autoencoder, unet
 from pocket.data import CAPTIONS, OBJECTS, WORDS, caption_words
-from pocket.judge import as_batch, frechet_distance, load_judge, prompt_accuracy
+from pocket.judge import as_batch, diversity, frechet_distance, load_judge, prompt_accuracy
 from pocket.unet import HOST_WIDTH, WIDTH, PaddedLayerNorm, PocketUNet, Words, host_state_dict, pad_axis
 
 
@@ -26,6 +29,25 @@ def test_pad_axis_pads_each_run():
     halves = pad_axis(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 1, 8, parts=2)
     assert halves.tolist() == [[1, 2, 0, 0, 3, 4, 0, 0]]
     assert pad_axis(torch.ones(1, 0), 1, 2).tolist() == [[0, 0]]
+
+
+def test_diversity_is_the_mean_distance_of_pairs_with_the_jackknifes_error():
+    features = torch.randn(3, 5, 48, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+    def mean(rows: torch.Tensor) -> float:
+        return sum((a - b).norm().item() for a, b in itertools.combinations(rows, 2)) / math.comb(len(rows), 2)
+
+    found, error = diversity(features)
+    assert math.isclose(found, sum(map(mean, features)) / 3)
+    kept = [[mean(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(5)] for rows in features]
+    squares = [4 / 5 * sum((each - sum(means) / 5) ** 2 for each in means) for means in kept]
+    assert math.isclose(error, math.sqrt(sum(squares)) / 3)
+
+
+def test_the_error_of_diversity_is_its_spread_over_draws():
+    draws = torch.randn(400, 1, 12, 48, generator=torch.Generator().manual_seed(7))
+    found, errors = torch.tensor([diversity(each) for each in draws]).unbind(1)
+    assert 0.8 < errors.mean() / found.std() < 1.25
 
 
 def test_host_weights_keep_every_value():
