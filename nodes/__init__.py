@@ -4,7 +4,7 @@ from .checks import checked
 from .combine import Arithmetic, Combine, Expression
 from .distillation import Distill, Finetune
 from .hooks import VectorToHooks
-from .host_loras import remove_leftovers
+from .host.lora_files import remove_leftovers
 from .loading import LoadLCMLoRA
 from .sampling import (
     ConsistencyModelSampling,

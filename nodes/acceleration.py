@@ -19,6 +19,8 @@ from ..lcm_core.accelerators.recipe import Expert, Grid
 from ..lcm_core.accelerators.recognition import TRAINER
 from ..lcm_core.lora.sampling import recipe_of, recorded
 from .host.levels import flow_of, run_sigmas, with_shift
+from .host.lora_files import sha256_of
+from .host.lora_model import LoRATensors
 from .host.recipes import (
     Accelerator,
     accelerators_on,
@@ -30,7 +32,6 @@ from .host.recipes import (
     with_accelerator,
 )
 from .host.report import Said
-from .host_loras import LoRATensors, sha256_of
 
 AUTO, NONE = "auto", "none"
 MOST_CFG = 2.0

@@ -6,7 +6,7 @@ from ..lcm_core.accelerators import read_sampling
 from ..lcm_core.lora import METHODS, LoRAVector, combine, conflicts, evaluate_expression, parse_expression
 from ..lcm_core.lora.method import Option, all_options, users_of
 from ..lcm_core.lora.record import EXPRESSION, combine_record, sum_record
-from . import host_loras
+from .host import lora_files, lora_model
 from .host.files import stamp
 from .host.report import progress, warn
 from .inputs import (
@@ -27,13 +27,13 @@ from .inputs import (
 )
 
 
-def made(vector: LoRAVector, record: dict[str, str]) -> host_loras.LoRATensors:
+def made(vector: LoRAVector, record: dict[str, str]) -> lora_model.LoRATensors:
     """The LORA_MODEL of a vector; the node says of a sum of several accelerators that it has no recipe."""
     try:
         read_sampling(vector.metadata)
     except ValueError as error:
         warn(str(error))
-    return host_loras.LoRATensors(vector, record)
+    return lora_model.LoRATensors(vector, record)
 
 
 class Arithmetic(io.ComfyNode):
@@ -62,8 +62,8 @@ class Arithmetic(io.ComfyNode):
     def execute(cls, a, lambda_1, b, lambda_2, lambda_3, c=None, more_lambdas="", more=None):
         terms = [(a, lambda_1), (b, lambda_2)] + ([(c, lambda_3)] if c is not None else [])
         loras, weights = zip(*terms, *more_terms("more_lambdas", more, more_lambdas).values(), strict=True)
-        total = combine([host_loras.to_vector(lora) for lora in loras], weights)
-        return io.NodeOutput(made(total, sum_record(list(map(host_loras.record_of, loras)), weights)))
+        total = combine([lora_model.to_vector(lora) for lora in loras], weights)
+        return io.NodeOutput(made(total, sum_record(list(map(lora_model.record_of, loras)), weights)))
 
 
 class Expression(io.ComfyNode):
@@ -92,7 +92,7 @@ class Expression(io.ComfyNode):
     def validate_inputs(cls, expression):
         def look(name: str) -> LoRAVector:
             if name not in (LETTERS if GROWS else cls.INPUTS):
-                host_loras.find_lora(name)
+                lora_files.find_lora(name)
             return LoRAVector()
 
         try:
@@ -104,11 +104,11 @@ class Expression(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, expression, more=None, **connected):
-        files = host_loras.lora_files()
+        files = lora_files.lora_files()
         if expression is not None:
             inputs = {*cls.INPUTS, *(more or {})}
-            files = [host_loras.find_lora(name) for name in parse_expression(expression) if name not in inputs]
-        return stamp(map(host_loras.lora_path, files))
+            files = [lora_files.find_lora(name) for name in parse_expression(expression) if name not in inputs]
+        return stamp(map(lora_files.lora_path, files))
 
     @classmethod
     def execute(cls, expression, more=None, **connected):
@@ -118,13 +118,13 @@ class Expression(io.ComfyNode):
         def load(name: str) -> LoRAVector:
             if name in cls.INPUTS and name not in inputs:
                 raise LookupError("that input is not connected")
-            loras[name] = inputs[name] if name in inputs else host_loras.load_vector(host_loras.find_lora(name))
-            vector = host_loras.to_vector(loras[name])
+            loras[name] = inputs[name] if name in inputs else lora_files.load_vector(lora_files.find_lora(name))
+            vector = lora_model.to_vector(loras[name])
             lines.append(f"{name}: {size(vector)}")
             return vector
 
         total, weights = evaluate_expression(expression, load), parse_expression(expression)
-        record = sum_record([host_loras.record_of(loras[name]) for name in weights], list(weights.values()))
+        record = sum_record([lora_model.record_of(loras[name]) for name in weights], list(weights.values()))
         report = "\n".join([f"{record[EXPRESSION]}: {size(total)}", *lines])
         return io.NodeOutput(made(total, record), report)
 
@@ -170,9 +170,9 @@ class Combine(io.ComfyNode):
         loras, weights = zip(*terms.values(), strict=True)
         known = METHODS[method].options
         chosen = METHODS[method].resolved({name: value for name, value in options.items() if name in known})
-        vectors, compressed = [host_loras.to_vector(lora) for lora in loras], limits(rank, energy)
+        vectors, compressed = [lora_model.to_vector(lora) for lora in loras], limits(rank, energy)
         vector = combine(vectors, weights, method, progress=progress(), **compressed, **chosen)
-        record = combine_record(method, list(map(host_loras.record_of, loras)), weights, chosen, compressed)
+        record = combine_record(method, list(map(lora_model.record_of, loras)), weights, chosen, compressed)
         found, names = conflicts(vectors, weights), list(terms)
         lines = [f"cosine of {names[i]} and {names[j]}: {cosine:.4f}" for (i, j), cosine in found.cosines.items()]
         lines += [f"energy cancelled 1 − ‖Σ wᵢ·τᵢ‖²/Σ ‖wᵢ·τᵢ‖²: {found.cancelled:.2%}"]

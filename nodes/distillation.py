@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..lcm_core.lora.sampling import distilled
-from . import host_loras, plotting
+from . import plotting
+from .host import lora_model
 
 CATEGORY = "LCM-LoRA/distillation"
 SETTINGS = [
@@ -54,7 +55,7 @@ def train(settings: dict, model, positive, latents, negative=None, **config):
     )  # fmt: skip
     if config.get("objective") != "lcf":
         vector = distilled(vector, config["links"])
-    return io.NodeOutput(host_loras.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
+    return io.NodeOutput(lora_model.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
 
 
 class Distill(io.ComfyNode):

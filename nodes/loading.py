@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from . import host_loras
 from .acceleration import AUTO, NONE, found_recipe, with_recipe, with_recipes_shift
+from .host import lora_files, loras
 from .host.files import stamp
 from .host.model_sampling import with_consistency_sampling
 from .host.recipes import choices
@@ -23,7 +23,7 @@ class LoadLCMLoRA(io.ComfyNode):
             "guidance from its recipe. Reads every dialect and kind of LoRA file, DoRA and OFT included.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up: the LoRA's base model or a fine-tune of it."),
-                io.Combo.Input("lora_name", options=host_loras.lora_files(),
+                io.Combo.Input("lora_name", options=lora_files.lora_files(),
                                tooltip="An LCM-LoRA or another accelerator of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="λ₂ of the paper. 1 is usual; the report says where the recipe takes another."),
@@ -44,15 +44,13 @@ class LoadLCMLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **others):
-        return stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
+        return stamp(map(lora_files.lora_path, [lora_name] if lora_name else lora_files.lora_files()))
 
     @classmethod
     def execute(cls, model, lora_name, strength, clip=None, leave_out_misfits=False, recipe=AUTO):
-        lora = host_loras.load_lora(lora_name)
+        lora = lora_files.load_lora(lora_name)
         found, record, why = found_recipe(model, lora, lora_name, recipe)
-        model, clip, report = host_loras.apply_vector(
-            model, lora, strength, lora_name, clip, leave_out=leave_out_misfits
-        )
+        model, clip, report = loras.apply_vector(model, lora, strength, lora_name, clip, leave_out=leave_out_misfits)
         model, shift = with_recipes_shift(model, found if strength > 0 else None)
         model, carried = with_recipe(with_consistency_sampling(model), found, lora_name, strength)
         said = Said((report,)) + why + carried + shift

@@ -13,8 +13,9 @@ from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms
 from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
 from ..lcm_core.text import listed, quoted
-from . import host_loras, plotting
+from . import plotting
 from .checks import numbers
+from .host import lora_model
 from .host.device import decomposition_device
 from .host.files import checkpoint_path, full_lcm_files, stamp
 from .host.report import progress, show_text
@@ -55,7 +56,7 @@ class Compress(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, rank, energy, conv_rank=0, sv_ratio=0.0, sv_cumulative=1.0):
-        vector, chosen = host_loras.to_vector(lora), limits(rank, energy)
+        vector, chosen = lora_model.to_vector(lora), limits(rank, energy)
         chosen |= {
             "sv_ratio": sv_ratio or None,
             "sv_cumulative": sv_cumulative if sv_cumulative != 1 else None,
@@ -64,9 +65,9 @@ class Compress(io.ComfyNode):
         small = vector.compress(**chosen)
         norm = vector.norm()
         error = (vector - small).norm() / norm if norm else 0.0
-        record = call_record("compress", [host_loras.record_of(lora)], **chosen)
+        record = call_record("compress", [lora_model.record_of(lora)], **chosen)
         report = f"before: {size(vector, norm)}\nafter: {size(small)}\nrelative error ‖τ − τ'‖/‖τ‖: {error:.3g}"
-        return io.NodeOutput(host_loras.LoRATensors(small, record), report)
+        return io.NodeOutput(lora_model.LoRATensors(small, record), report)
 
 
 class Extract(io.ComfyNode):
@@ -102,7 +103,7 @@ class Extract(io.ComfyNode):
             *paths, **chosen, diffs=norms_and_biases, device=decomposition_device(), progress=progress()
         )
         record = call_record("extract", list(map(file_record, paths)), [1.0, -1.0], **chosen)
-        return io.NodeOutput(host_loras.LoRATensors(vector, record), extraction_report(vector, report))
+        return io.NodeOutput(lora_model.LoRATensors(vector, record), extraction_report(vector, report))
 
 
 def extraction_report(vector: LoRAVector, report: Report) -> str:
@@ -140,13 +141,13 @@ class BlockWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, weights, rest):
-        vector = host_loras.to_vector(lora)
+        vector = lora_model.to_vector(lora)
         weighted = scale_blocks(vector, block_weights(weights, rest))
-        record = call_record("block_weights", [host_loras.record_of(lora)], blocks=" ".join(weights.split()), rest=rest)
+        record = call_record("block_weights", [lora_model.record_of(lora)], blocks=" ".join(weights.split()), rest=rest)
         before, after = block_norms(vector), block_norms(weighted)
         lines = [f"{label}: norm {norm:.4g} → {after.get(label, 0.0):.4g}" for label, norm in before.items()]
         report = "\n".join([size(weighted, math.hypot(*after.values())), *lines])
-        return io.NodeOutput(host_loras.LoRATensors(weighted, record), report)
+        return io.NodeOutput(lora_model.LoRATensors(weighted, record), report)
 
 
 def block_weights(text: str, rest: float) -> dict[str, float]:
@@ -198,7 +199,7 @@ class Compare(io.ComfyNode):
             raise ValueError(
                 f"names {quoted(names)} are {len(given)} for {len(loras)} vectors; give one of its own to each"
             )
-        vectors = {name: host_loras.to_vector(lora) for name, lora in zip(given, loras.values(), strict=True)}
+        vectors = {name: lora_model.to_vector(lora) for name, lora in zip(given, loras.values(), strict=True)}
         norms, cosines = measure(vectors)
         lines = [f"{name}: {size(vector, norms[name][ALL])}" for name, vector in vectors.items()]
         lines += [f"cosine of {one} and {other}: {found[ALL]:.4f}" for (one, other), found in cosines.items()]
@@ -238,7 +239,7 @@ class Inspect(io.ComfyNode):
     @classmethod
     def execute(cls, lora):
         size_in_bytes = sum(tensor.nbytes for tensor in lora.values())
-        report = inspection(host_loras.to_vector(lora), size_in_bytes, host_loras.history(lora))
+        report = inspection(lora_model.to_vector(lora), size_in_bytes, lora_model.history(lora))
         show_text(report)
         return io.NodeOutput(report, ui={"text": [report]})
 

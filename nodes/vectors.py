@@ -4,8 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..lcm_core.dialects import DIALECTS, DTYPES
-from . import host_loras
 from .acceleration import with_vectors_recipe
+from .host import lora_files, lora_model, loras
 from .host.files import stamp
 from .host.report import Said, show_text, tell
 from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
@@ -19,17 +19,17 @@ class LoadVector(io.ComfyNode):
             display_name="Load LoRA Vector",
             category=CATEGORY,
             description="Reads a LoRA file of any dialect as a vector τ for arithmetic, without applying it.",
-            inputs=[io.Combo.Input("lora_name", options=host_loras.lora_files(), tooltip="A LoRA of models/loras.")],
+            inputs=[io.Combo.Input("lora_name", options=lora_files.lora_files(), tooltip="A LoRA of models/loras.")],
             outputs=[io.LoraModel.Output(display_name="lora")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name):
-        return stamp(map(host_loras.lora_path, [lora_name] if lora_name else host_loras.lora_files()))
+        return stamp(map(lora_files.lora_path, [lora_name] if lora_name else lora_files.lora_files()))
 
     @classmethod
     def execute(cls, lora_name):
-        return io.NodeOutput(host_loras.load_vector(lora_name))
+        return io.NodeOutput(lora_files.load_vector(lora_name))
 
 
 class ApplyVector(io.ComfyNode):
@@ -57,7 +57,7 @@ class ApplyVector(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora, strength, clip=None, leave_out_misfits=False):
-        model, clip, report = host_loras.apply_vector(model, lora, strength, clip=clip, leave_out=leave_out_misfits)
+        model, clip, report = loras.apply_vector(model, lora, strength, clip=clip, leave_out=leave_out_misfits)
         model, said = with_vectors_recipe(model, getattr(lora, "metadata", {}), strength)
         said = Said((report,)) + said
         tell(said)
@@ -87,10 +87,10 @@ class SaveVector(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, filename_prefix, dialect, dtype):
-        vector = host_loras.to_vector(lora)
+        vector = lora_model.to_vector(lora)
         if not vector:
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
         tensors = vector.state_dict(dialect, getattr(torch, dtype))
-        path = str(host_loras.save_new(filename_prefix, tensors, {**vector.metadata, **host_loras.record_of(lora)}))
+        path = str(lora_files.save_new(filename_prefix, tensors, {**vector.metadata, **lora_model.record_of(lora)}))
         show_text(path)
         return io.NodeOutput(ui={"text": [path]})

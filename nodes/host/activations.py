@@ -59,8 +59,10 @@ class Path:
 class Paths:
     """The paths of a vector in each model that it meets, and their factors in the dtypes and on the devices in use."""
 
-    def __init__(self, vector: LoRAVector, find: Callable[[torch.nn.Module, LoRAFile], dict]) -> None:
-        """find(model, file) -> name of a module -> its target, as of `find_targets`.
+    def __init__(
+        self, vector: LoRAVector, find: Callable[[torch.nn.Module, LoRAFile], list[tuple[Module, Target]]]
+    ) -> None:
+        """find(model, file) -> the file's modules, each with its target.
 
         ValueError for a vector with whole differences.
         """
@@ -76,9 +78,8 @@ class Paths:
 
     def of(self, model: torch.nn.Module) -> list[Path]:
         if model not in self.found:
-            modules = {module.name: module for module in self.file.modules}
             found = self.find(model, self.file)
-            self.found[model] = [path_at(model, target, modules[name]) for name, target in found.items()]
+            self.found[model] = [path_at(model, target, module) for module, target in found]
         return self.found[model]
 
     def to(self, target: Any) -> "Paths":

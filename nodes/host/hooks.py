@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ...lcm_core.lora.file import LoRAFile
+from ...lcm_core.lora.module import Module
 from ...lcm_core.strengths import Change, factor_at
 from ...lcm_core.text import listed
-from ..host_loras import file_of, module_patches, parts_of, purposes, to_vector
 from .activations import PathHook, Paths
-from .targets import Target, find_targets
+from .lora_model import file_of, to_vector
+from .loras import fitted, module_patches, parts_of, purposes
+from .targets import Target, find_targets, model_targets
 
 
 class StepStrength(comfy.hooks.HookKeyframeGroup):
@@ -60,31 +62,34 @@ class VectorHook(comfy.hooks.WeightHook):
 
 def hook_patches(model: torch.nn.Module, file: LoRAFile, on_clip: bool) -> dict:
     """The host's patches of those modules of a LoRA that are a model's, or a text encoder's; errors as of `places`."""
-    modules = {module.name: module for module in file.normal_modules}
     patches: dict = {}
-    for name, target in places(model, file, on_clip).items():
-        for key, patch in module_patches(modules[name], target).items():
+    for module, target in places(model, file, on_clip):
+        for key, patch in module_patches(module, target).items():
             patches.setdefault(key, patch)
     return patches
 
 
-def places(model: torch.nn.Module, file: LoRAFile, on_clip: bool = False) -> dict[str, Target]:
-    """Name of a LoRA's module -> where it is in a model, or in a text encoder.
+def places(model: torch.nn.Module, file: LoRAFile, on_clip: bool = False) -> list[tuple[Module, Target]]:
+    """A LoRA's modules, each with where it is in a model, or in a text encoder.
 
-    ValueError for a LoRA that is for another architecture.
+    ValueError for a LoRA that is for another architecture, or that gives a weight another shape.
     """
-    units, texts = parts_of(file)
-    sizes, key_map = (texts, "model_lora_keys_clip") if on_clip else (units, "model_lora_keys_unet")
-    swapped = {module.name for module in file.normal_modules if module.spelling.swapped}
-    found, misfits = find_targets(model, getattr(comfy.lora, key_map)(model, {}), sizes, swapped)
+    key_map = comfy.lora.model_lora_keys_clip if on_clip else comfy.lora.model_lora_keys_unet
+    targets = model_targets(model, key_map(model, {}))
+    modules, all_sizes = fitted(file, targets)
+    sizes = parts_of(all_sizes)[on_clip]
+    swapped = {name for name, module in modules.items() if module.spelling.swapped}
+    found, misfits = find_targets(model, targets, sizes, swapped)
     both = purposes("this LoRA", file, type(getattr(model, "model_config", model)).__name__)
     if misfits:
         raise ValueError(f"{both}: {listed(misfits.values(), 1)}; use a LoRA made for this architecture")
     if not found:
         raise ValueError(f"none of the {len(sizes)} weights of the hooks' LoRA is there: {both}; use one made for it")
+    if reshaped := [name for name in found if "reshape_weight" in modules[name].tensors]:
+        raise ValueError(f"{both}: it gives {listed(reshaped)} another shape, which hooks can't; apply it to the model")
     if missing := {name.rpartition(".")[0] for name in sizes} - found.keys():
         logging.warning("LCM-LoRA: hooks: not in the model: %s", listed(sorted(missing)))
-    return found
+    return [(modules[name], target) for name, target in found.items()]
 
 
 def vector_hooks(
@@ -97,7 +102,7 @@ def vector_hooks(
     vector then.
     """
     file, group = file_of(lora), comfy.hooks.HookGroup()
-    units, texts = parts_of(file)
+    units, texts = parts_of(file.sizes)
     if units:
         hook = PathHook(Paths(to_vector(lora), places), strength) if beside else VectorHook(strength_model=strength)
         if not beside:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +118,7 @@ def error(weights: dict[str, Tensor], wanted: dict[str, Tensor], base: dict[str,
     return (off / size) ** 0.5
 
 
-def examine(name: str, loras: ModuleType) -> dict[str, Any]:
+def examine(name: str, apply_vector: Callable, lora_tensors: Callable) -> dict[str, Any]:
     import comfy.lora
     import comfy.lora_convert
 
@@ -154,7 +153,7 @@ def examine(name: str, loras: ModuleType) -> dict[str, Any]:
             return str(raised)
 
     def by_ours(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-        ours, _, line = loras.apply_vector(patcher, tensors, 1.0, "file")
+        ours, _, line = apply_vector(patcher, tensors, 1.0, "file")
         return merged(ours), line
 
     vectors = {spelling: LoRAVector.from_state_dict(file.tensors) for spelling, file in files.items()}
@@ -171,7 +170,7 @@ def examine(name: str, loras: ModuleType) -> dict[str, Any]:
         same = LoRAVector({name: whole.modules[name] for name in vector.modules})
         report["spellings"][spelling]["apart"] = (vector - same).norm() / same.norm()
     for one, other in pairwise([*files, next(iter(files))]):
-        total = loras.LoRATensors(vectors[one] + vectors[other], {})
+        total = lora_tensors(vectors[one] + vectors[other], {})
         report["sums"][f"{one} + {other}"] = error(by_ours(total)[0], wanted(one, other), base)
     for dialect in ("native", "kohya", "peft"):
         file = vectors["diffusion_model."].state_dict(dialect)
@@ -190,11 +189,11 @@ def shown(error: float | str) -> str:
 def main() -> None:
     comfyui, folder = map(Path, sys.argv[1:])
     load_host(comfyui, folder)
-    loras = sys.modules["lcm_lora_pack.nodes.host_loras"]
+    loras, lora_model = (sys.modules[f"lcm_lora_pack.nodes.host.{name}"] for name in ("loras", "lora_model"))
     report = {}
     for name in filter(there, ARCHITECTURES):
         with torch.no_grad():
-            found = report[name] = examine(name, loras)
+            found = report[name] = examine(name, loras.apply_vector, lora_model.LoRATensors)
         print(f"{name}: {found['layers']} layers; the worst sum of two neighbours {max(found['sums'].values()):.1e}")
         for spelling, row in found["spellings"].items():
             line = f"  {spelling:24} {row['layers']:4} layers, ours {row['ours']:.1e}, core {shown(row['core'])}"

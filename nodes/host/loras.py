@@ -1,104 +1,26 @@
-"""ComfyUI's internals for LoRA vectors: its LoRA files, its LORA_MODEL, and its patches of a model's weights."""
+"""A LORA_MODEL on a MODEL: where its modules go, their patches, and what is said of them."""
 
-import copy
-import difflib
-import json
 import logging
-import re
-import time
 from collections.abc import Collection, Mapping
-from functools import cached_property
-from pathlib import Path, PurePosixPath
 
 import comfy.lora
-import comfy.utils
 import comfy.weight_adapter
-import folder_paths
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
-from ..lcm_core import atomic
-from ..lcm_core.files import output_path, write_new
-from ..lcm_core.lora import LoRAVector, architecture
-from ..lcm_core.lora.convert import apart
-from ..lcm_core.lora.file import LoRAFile, named
-from ..lcm_core.lora.kinds import Size, change, native_suffix, sizes_of
-from ..lcm_core.lora.lowrank import wide
-from ..lcm_core.lora.module import Module
-from ..lcm_core.lora.names import flat, read_name
-from ..lcm_core.lora.record import EXPRESSION, PARENTS, file_record
-from ..lcm_core.lora.sampling import recipe_of, recorded
-from ..lcm_core.text import listed, quoted, shortened
-from .host.files import model_path
-from .host.recipes import recipes
-from .host.targets import find_targets, model_targets, weight_shape
+from ...lcm_core.lora import architecture
+from ...lcm_core.lora.convert import apart
+from ...lcm_core.lora.file import LoRAFile
+from ...lcm_core.lora.kinds import Size, change, native_suffix, sizes_of
+from ...lcm_core.lora.lowrank import wide
+from ...lcm_core.lora.module import Module
+from ...lcm_core.lora.names import flat, read_name
+from ...lcm_core.text import listed, shortened
+from .lora_model import file_of
+from .targets import find_targets, model_targets, weight_shape
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}
-
-
-def lora_files() -> list[str]:
-    return folder_paths.get_filename_list("loras")
-
-
-def load_lora(name: str) -> "LoRATensors":
-    """A LORA_MODEL of the host's loras folders with the file's own adapters, vectors or not; errors name the file."""
-    path = lora_path(name)
-    file = LoRAFile.read(path)
-    with named(path):
-        return LoRATensors(file, file_record(path))
-
-
-def load_vector(name: str) -> "LoRATensors":
-    """The same of a file that is a vector, which says how it is sampled if it is an accelerator.
-
-    What reading it had to assume is in the log.
-    """
-    lora = load_lora(name)
-    found = recipe_of(name, lora.file, sha256=sha256_of(lora), recipes=recipes())
-    lora = lora.saying(recorded(found))
-    with named(lora_path(name)):
-        to_vector(lora)
-    for note in lora.notes:
-        logging.warning("LCM-LoRA: %s: %s", name, note)
-    return lora
-
-
-def sha256_of(lora: "LoRATensors") -> str:
-    """The SHA-256 of the file that a LORA_MODEL was loaded from."""
-    (parent,) = json.loads(lora.record[PARENTS])
-    return parent["sha256"]
-
-
-def save_new(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """The path of a new file in the output folder, numbered so that nothing is overwritten; its folder is made.
-
-    ValueError for a prefix that leads out of the output folder or is no file name on every system.
-    """
-    output = folder_paths.get_output_directory()
-    prefix = re.sub("%date:([^%]+)%", lambda match: dated(match[1], time.localtime()), prefix)
-    output_path(output, prefix, "_00001_.safetensors")
-    folder, name, *_ = folder_paths.get_save_image_path(prefix, output)
-    return write_new(folder, name, tensors, metadata)
-
-
-def dated(text: str, now: time.struct_time) -> str:
-    """A pattern such as yyyy-MM-dd as ComfyUI's front end fills it in for its own saving nodes alone."""
-    numbers = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
-
-    def written(match: re.Match) -> str:
-        letters = match[0]
-        if letters[0] == "y":
-            return f"{now.tm_year:04}"[-len(letters) :]
-        return str(numbers[letters[0]]).zfill(len(letters))
-
-    return re.sub("yyyy|yy|dd?|MM?|hh?|mm?|ss?", written, text)
-
-
-def remove_leftovers() -> None:
-    """Deletes what killed processes left half-written where the nodes save by default."""
-    for folder in ("loras", "lcm_training"):
-        atomic.remove_leftovers(Path(folder_paths.get_output_directory()) / folder)
 
 
 class Effect(comfy.weight_adapter.WeightAdapterBase):
@@ -250,87 +172,3 @@ def parts_of(sizes: Mapping[str, Size]) -> tuple[dict[str, Size], dict[str, Size
 def purposes(source: str, file: LoRAFile, model: str) -> str:
     """What a LoRA is for, beside the host's name of the model that it meets, as errors say it."""
     return f"{source} is for {shortened(architecture(file.sizes, file.lasting_metadata))} and the model is {model}"
-
-
-class LoRATensors(dict[str, Tensor]):
-    """A LORA_MODEL, the host's dict of tensors, of a file or a vector, which is parsed and checked once for all nodes.
-
-    record: what vectors that are made of it say of it (`lcm_core.lora.record`).
-    """
-
-    def __init__(self, source: LoRAFile | LoRAVector, record: Mapping[str, str]) -> None:
-        is_file = isinstance(source, LoRAFile)
-        super().__init__(source.native() if is_file else source.state_dict("native"))
-        self.record = dict(record)
-        self.metadata = dict(source.lasting_metadata if is_file else source.metadata)
-        self.notes = source.notes
-        if is_file:
-            self.file = source
-        else:
-            self.vector = source
-
-    @cached_property
-    def file(self) -> LoRAFile:
-        return LoRAFile.of(self, self.metadata, known_finite=True)
-
-    @cached_property
-    def vector(self) -> LoRAVector:
-        vector = self.file.vector()
-        return LoRAVector(vector.modules, vector.diffs, self.metadata, vector.notes)
-
-    def saying(self, entries: Mapping[str, str]) -> "LoRATensors":
-        """The same, whose vector has these entries of metadata too."""
-        other = copy.copy(self)
-        other.metadata = {**self.metadata, **entries}
-        vars(other).pop("vector", None)
-        return other
-
-
-def file_of(lora: Mapping[str, Tensor]) -> LoRAFile:
-    """Any LORA_MODEL as a file, core's plain dicts included."""
-    return lora.file if isinstance(lora, LoRATensors) else LoRAFile.of(lora)
-
-
-def to_vector(lora: Mapping[str, Tensor]) -> LoRAVector:
-    """The vector of any LORA_MODEL; ValueError for one that is none."""
-    return lora.vector if isinstance(lora, LoRATensors) else file_of(lora).vector()
-
-
-def record_of(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """The record of a LORA_MODEL; none for core's plain dicts."""
-    return getattr(lora, "record", {})
-
-
-def history(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """How a LORA_MODEL was made: its file's own record where it has one."""
-    metadata = getattr(lora, "metadata", {})
-    return {key: metadata[key] for key in (EXPRESSION, PARENTS) if key in metadata} or record_of(lora)
-
-
-def find_lora(name: str) -> str:
-    """The file of the loras folders that a user means by its path or its bare name, `.safetensors` left out or not.
-
-    LookupError for a name that fits no file, ValueError for a bare name that fits several.
-    """
-    wanted = PurePosixPath(name.replace("\\", "/"))
-    paths = {file: PurePosixPath(file.replace("\\", "/")) for file in lora_files()}
-    whole = [file for file, path in paths.items() if wanted in (path, _without_suffix(path))]
-    bare = [file for file, path in paths.items() if str(wanted) in (path.name, _without_suffix(path).name)]
-    fitting = whole or bare
-    if len(fitting) > 1:
-        raise ValueError(f"the name {quoted(name)} fits {listed(fitting, 8)} of models/loras; write one of these paths")
-    if not fitting:
-        stems = {_without_suffix(path).name.lower(): file for file, path in paths.items()}
-        close = difflib.get_close_matches(_without_suffix(wanted).name.lower(), stems)
-        similar = ", ".join(stems[stem] for stem in close)
-        raise LookupError(f"models/loras has {similar}" if similar else "models/loras has no name like it")
-    return fitting[0]
-
-
-def _without_suffix(path: PurePosixPath) -> PurePosixPath:
-    return path.with_suffix("") if path.suffix == ".safetensors" else path
-
-
-def lora_path(name: str) -> str:
-    """A file of the loras folders."""
-    return model_path(name, "loras")
