@@ -64,7 +64,7 @@ def test_queue_prompt_sets_the_inputs_and_saves_the_pictures(host, workflow, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "6.steps=0"], "node 6 (LCMLoRA_Sampler): Value 0 smaller than min of 1: steps"),
+        (["--set", "6.steps=-1"], "node 6 (LCMLoRA_Sampler): Value -1 smaller than min of 0: steps"),
         (["--set", "6.timesteps=5, 9"], "node 6 (LCMLoRA_Sampler): ValueError: timestep 9 follows 5"),
         (["--set", "6.stepz=4"], "'6.stepz' fits 0 inputs of the workflow"),
         (["--workflow", str(ROOT / "workflows" / "lcm_lora_txt2img.json")], "not in API format"),
