@@ -190,7 +190,7 @@ def good(sample, workflow):
         ("LCMLoRA_Loader", "lora_name", "missing.safetensors", ["missing.safetensors"]),
         ("LCMLoRA_Loader", "lora_name", "foreign", ["test_foreign_sdxl.safetensors", "SDXL"]),
         ("LCMLoRA_Loader", "strength", math.nan, ["strength", "nan"]),
-        ("LCMLoRA_Sampler", "steps", 0, ["steps", "0", "1"]),
+        ("LCMLoRA_Sampler", "steps", -1, ["steps", "-1", "0"]),
         ("LCMLoRA_Sampler", "steps", 51, ["steps", "51", "50"]),
         ("LCMLoRA_Sampler", "denoise", math.nan, ["denoise", "nan"]),
         ("LCMLoRA_Sampler", "cfg", math.nan, ["cfg", "nan"]),
