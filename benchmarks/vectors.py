@@ -18,10 +18,10 @@ memory is the peak beyond what the imports take. load is the machine's when the 
 - inspect:  what `lcm-lora inspect` reads of one file
 - load:     `LoRAVector.load` of one file
 
-The error is ||result - sum|| / ||sum|| against the dense sum in float64, of a linear layer and a convolution of
-320 channels; `best` is that of the truncated SVD in float64. With --comfyui (run it with ComfyUI's Python), Load
-LCM-LoRA is compared with core's LoraLoaderModelOnly on a Stable Diffusion 1.5 UNet of full size: the node alone, and
-with the weights patched.
+The error is ||result - sum|| / ||sum|| against the dense sum in float64, of the smallest linear layer and convolution;
+`best` is that of the truncated SVD in float64. With --comfyui (run it with ComfyUI's Python), Load Acceleration LoRA is
+compared with core's LoraLoaderModelOnly on a Stable Diffusion 1.5 UNet of full size: the node alone, and with the
+weights patched.
 """
 
 from __future__ import annotations
@@ -191,11 +191,14 @@ def peft_merge(model, rank: int) -> Tensor:
 
 
 def errors(a: Path, b: Path, rank: int) -> dict[str, float]:
-    """Relative errors against the dense sum, over a linear layer and a convolution of 320 channels."""
+    """Relative errors against the dense sum, over the smallest linear layer and the smallest convolution."""
     vectors = [LoRAVector.load(a), LoRAVector.load(b)]
     squares: Counter[str] = Counter()
-    for shape in ((320, 320), (320, 320, 3, 3)):
-        name = next(name for name, factors in vectors[0].modules.items() if factors.shape == shape)
+    for dimensions in (2, 4):
+        of_kind = [name for name, factors in vectors[0].modules.items() if len(factors.shape) == dimensions]
+        if not of_kind:
+            continue
+        name = min(of_kind, key=lambda name: math.prod(vectors[0].modules[name].shape))
         terms = [vector.modules[name] for vector in vectors]
         single = [LoRAVector({name: term}) for term in terms]
         dense = sum(w * f.delta().double() for f, w in zip(terms, WEIGHTS, strict=True)).flatten(1)

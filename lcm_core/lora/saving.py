@@ -46,11 +46,12 @@ def tensors_of(
             continue
         parts = [part if part.rank else _zero(part) for part in parts]
         factors = unswapped(fuse(place.name, parts), place.swapped)
-        factors = factors.folded() if fold else factors
-        alphas[place.name] = factors.alpha
-        for end, tensor in ((down, factors.down), (up, factors.up)):
+        written = factors.folded() if fold else factors
+        alphas[place.name] = written.alpha
+        for end, tensor in ((down, written.down), (up, written.up)):
             key = f"{place.name}.{end}.weight"
-            yield key, cast(key, tensor, dtype or tensor.dtype) if fold or dtype else tensor
+            as_it_is = written is factors and tensor.dtype == (dtype or tensor.dtype)
+            yield key, tensor if as_it_is else cast(key, tensor, dtype or tensor.dtype)
     for role, place, whole in _diffs(vector, dialect):
         diff = torch.cat([vector.diffs[part] for part in whole])
         if not len(diff):
