@@ -127,6 +127,7 @@ def read_names(names: Iterable[str], families: Collection[str] = ()) -> dict[str
     return found
 
 
+@lru_cache(maxsize=1 << 16)
 def _transformer_path(name: str) -> str:
     """A module's path in what may be a transformer; "" if it is another's."""
     name = _PEFT_WRAPPER.sub(r"\1", name)

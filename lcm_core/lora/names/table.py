@@ -99,17 +99,18 @@ def _fits(family: Family, shapes: Mapping[str, tuple[int, int]]) -> bool:
     return all(rows == ratio * columns for (rows, columns), ratio in found)
 
 
-def shape_of(path: str) -> tuple[str, list[str]]:
+@lru_cache(maxsize=1 << 16)
+def shape_of(path: str) -> tuple[str, tuple[str, ...]]:
     """(the flattened path with # for every number, its numbers): alike for all blocks."""
     words = path.replace(".", "_").split("_")
-    numbers = [word for word in words if word.isdecimal() or word == "{}"]
+    numbers = tuple(word for word in words if word.isdecimal() or word == "{}")
     return "_".join("#" if word.isdecimal() or word == "{}" else word for word in words), numbers
 
 
 @dataclass(frozen=True)
 class _Entry:
     spelling: str
-    literals: list[str]
+    literals: tuple[str, ...]
     paths: tuple[str, ...]
 
 
@@ -120,7 +121,7 @@ def match(pattern: str, path: str) -> list[str] | None:
     return _blocks(literals, numbers) if shape == found else None
 
 
-def _blocks(literals: list[str], numbers: list[str]) -> list[str] | None:
+def _blocks(literals: tuple[str, ...], numbers: tuple[str, ...]) -> list[str] | None:
     pairs = list(zip(literals, numbers, strict=True))
     if all(literal in ("{}", number) for literal, number in pairs):
         return [number for literal, number in pairs if literal == "{}"]
