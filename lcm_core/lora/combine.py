@@ -72,11 +72,6 @@ def combine(
     return LoRAVector(modules, diffs, lazy.metadata)
 
 
-def options_of(method: str) -> list[str]:
-    """The names of a method's own options."""
-    return list(METHODS[method].options)
-
-
 def combine_lazily(
     vectors: Sequence[LoRAVector],
     weights: Sequence[float],

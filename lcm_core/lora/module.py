@@ -42,6 +42,12 @@ class Module:
         """The module with these in place of its own."""
         return replace(self, tensors=tensors, keys={role: self.keys.get(role, role) for role in tensors})
 
+    def shapes(self) -> Module:
+        """The module with its factors on the meta device: shapes alone, and the alpha as it is."""
+        return self.with_tensors(
+            {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in self.tensors.items()}
+        )
+
     def alpha(self, rank: int) -> float:
         """The alpha of alpha/rank: the file's, else by PEFT's config, else the rank."""
         stored = self.tensors.get("alpha")

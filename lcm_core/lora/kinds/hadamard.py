@@ -40,8 +40,7 @@ def _halves(module: Module) -> tuple[Half, Half]:
 
 
 def _size(module: Module, before: Size) -> Size:
-    shapes = {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in module.tensors.items()}
-    a, _ = _halves(module.with_tensors(shapes))
+    a, _ = _halves(module.shapes())
     module.alpha(_rank(module) or 1)
     return len(a.up), a.down.shape[1]
 

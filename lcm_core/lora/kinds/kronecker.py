@@ -62,8 +62,7 @@ def _scale(module: Module) -> float:
 
 
 def _size(module: Module, before: Size) -> Size:
-    shapes = {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in module.tensors.items()}
-    a, b = _halves(module.with_tensors(shapes))
+    a, b = _halves(module.shapes())
     _scale(module)
     return len(a.up) * len(b.up), a.down.shape[1] * b.down.shape[1]
 

@@ -37,8 +37,7 @@ def factors(module: Module, limit: int | None = None) -> Factors:
 
 def _size(module: Module, before: Size) -> Size:
     if "mid" in module.tensors:
-        shapes = {role: tensor if role == "alpha" else tensor.to("meta") for role, tensor in module.tensors.items()}
-        rows, *rest = factors(module.with_tensors(shapes)).shape
+        rows, *rest = factors(module.shapes()).shape
         return rows, math.prod(rest)
     down, up = module.need("down", "up")
     if down.ndim < 2 or up.ndim < 2 or down.shape[0] != math.prod(up.shape[1:]) or not down.shape[0]:
