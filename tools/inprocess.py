@@ -15,6 +15,7 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -90,3 +91,12 @@ def load_pack() -> ModuleType:
     sys.modules[PACK] = pack
     spec.loader.exec_module(pack)
     return pack
+
+
+def message(act: Callable[[], object]) -> str:
+    """What the ValueError says that act() raises; "no error" if it raises none."""
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+    return "no error"

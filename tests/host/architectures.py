@@ -21,7 +21,7 @@ from torch import Tensor
 from lcm_core.consistency import consistency_function, multistep_sample
 from lcm_core.noise import step_noise
 from lcm_core.schedule import NoiseSchedule
-from tools.inprocess import Host, load_host
+from tools.inprocess import Host, load_host, message
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "legacy": False,
@@ -214,14 +214,6 @@ def examine(host: Host, family: str, checkpoint: str) -> dict[str, Any]:
         sampling.set_sigmas(1.1 * sampling.sigmas)
         report["other_schedule"] = message(lambda: ours(distilled, steps=1))
     return report
-
-
-def message(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except ValueError as error:
-        return str(error)
-    return "no error"
 
 
 def main() -> None:

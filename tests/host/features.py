@@ -18,7 +18,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from tools.inprocess import Host, load_host  # noqa: E402
+from tools.inprocess import Host, load_host, message  # noqa: E402
 
 Facts = dict[str, object]
 
@@ -80,14 +80,6 @@ def frames(batch: int) -> torch.Tensor:
 
 def largest(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).abs().max().item()
-
-
-def message(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except ValueError as error:
-        return str(error)
-    return "no error"
 
 
 def guidance(bench: Bench) -> Facts:

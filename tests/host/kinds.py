@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lcm_core.noise import step_noise
-from tools.inprocess import Host, load_host
+from tools.inprocess import Host, load_host, message
 
 SEED = 5
 WORDS, POOLED = 32, 64
@@ -124,14 +124,6 @@ def extra(module: str, name: str) -> type:
 def largest(a: Tensor, b: Tensor) -> float:
     """The largest difference, as a share of the largest value."""
     return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def message(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except ValueError as error:
-        return str(error)
-    return "no error"
 
 
 def place(timestep: float) -> int:
