@@ -1,6 +1,6 @@
 """The pocket autoencoder: the TAESD graph at 16/32/64/64 channels, zero-padded to 64 for the host.
 
-Pictures are (B, 3, 64, 64) in [0, 1], latents (B, 4, 8, 8) of about unit variance. `python -m pocket.autoencoder`
+Pictures are (B, 3, 128, 128) in [0, 1], latents (B, 4, 16, 16) of about unit variance. `python -m pocket.autoencoder`
 trains it.
 """
 
@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .data import STYLES, pictures
-from .training import join_processes, train
+from .training import DEVICE, processes, train
 
-WIDTHS = (16, 32, 64, 64)  # channels at 64, 32, 16 and 8 pixels
+WIDTHS = (16, 32, 64, 64)  # channels at 128, 64, 32 and 16 pixels
 HOST_WIDTH = 64
 WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
+BATCH, STEPS, DECODER_STEPS = 48, 6000, 5000
 
 
 class Clamp(nn.Module):
@@ -91,12 +92,12 @@ def host_state_dict(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
     return padded | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
 
 
-def load_autoencoder(path: Path = WEIGHTS) -> tuple[nn.Sequential, nn.Sequential]:
+def load_autoencoder(path: Path = WEIGHTS, device: torch.device | str = "cpu") -> tuple[nn.Sequential, nn.Sequential]:
     weights = load_file(path)
     networks = encoder(), decoder()
     for network, prefix in zip(networks, ("taesd_encoder.", "taesd_decoder."), strict=True):
         network.load_state_dict({k[len(prefix) :]: v.float() for k, v in weights.items() if k.startswith(prefix)})
-        network.requires_grad_(False).eval()
+        network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
     return networks
 
 
@@ -114,52 +115,54 @@ def whiten(encode: nn.Sequential, decode: nn.Sequential, images: Tensor) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--steps", type=int, default=6000, help="of both halves")
-    parser.add_argument("--decoder-steps", type=int, default=4000, help="of the decoder alone, after them")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of both halves")
+    parser.add_argument("--decoder-steps", type=int, default=DECODER_STEPS, help="of the decoder alone, after them")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    rank, processes = join_processes()
+    rank, count = processes()
     torch.manual_seed(0)
 
-    images = torch.cat([pictures(style, args.cache).images for style in STYLES])
+    images = torch.cat([pictures(style, args.cache, device=DEVICE).images for style in STYLES])
     encode, decode = encoder(), decoder()
     for network in (encode, decode):
         initialise(network)
-        network.to(memory_format=torch.channels_last)
+        network.to(DEVICE, memory_format=torch.channels_last)
 
     def batch(generator: torch.Generator) -> Tensor:
-        x = images[torch.randint(len(images), (8 // processes,), generator=generator)].float() / 255
-        return x.contiguous(memory_format=torch.channels_last)
+        rows = torch.randint(len(images), (BATCH // count,), generator=generator, device=DEVICE)
+        return (images[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def decoded(z: Tensor, generator: torch.Generator, noise: float) -> Tensor:
+        return decode(z + noise * torch.randn(z.shape, generator=generator, device=DEVICE)).float()
 
     def joint_loss(generator: torch.Generator) -> Tensor:
         x = batch(generator)
-        z = encode(x)
+        z = encode(x).float()
         spread = (z.mean() ** 2 + (z.var() - 1) ** 2) * 0.01
-        return reconstruction_loss(decode(z + 0.05 * torch.randn(z.shape, generator=generator)), x) + spread
+        return reconstruction_loss(decoded(z, generator, 0.05), x) + spread
 
     def decoder_loss(generator: torch.Generator) -> Tensor:
         x = batch(generator)
         with torch.no_grad():
             z = encode(x)
-        return reconstruction_loss(decode(z + 0.05 * torch.randn(z.shape, generator=generator)), x)
+        return reconstruction_loss(decoded(z, generator, 0.03), x)
 
     train("autoencoder", {"encoder": encode, "decoder": decode}, joint_loss, steps=args.steps, lr=2e-3,
           state=args.cache / "autoencoder.pt")  # fmt: skip
-    whiten(encode, decode, images[::2].float() / 255)
+    held_out = torch.cat([pictures(style, args.cache, "held out", DEVICE).images for style in STYLES])
+    whiten(encode, decode, held_out[::4].float() / 255)
     encode.requires_grad_(False)
-    train("decoder", {"decoder": decode}, decoder_loss, steps=args.decoder_steps, lr=2e-3,
+    train("decoder", {"decoder": decode}, decoder_loss, steps=args.decoder_steps, lr=1.5e-3,
           state=args.cache / "decoder.pt", seed=1)  # fmt: skip
     if rank > 0:
         return
-
     with torch.no_grad():
-        x = images.float() / 255
-        z = encode(x)
-        error = F.mse_loss(decode(z).clamp(0, 1), x)
+        parts = [part.float() / 255 for part in held_out.split(240)]
+        error = torch.stack([F.mse_loss(decode(encode(x)).clamp(0, 1), x) for x in parts]).mean()
     psnr = f"{-10 * error.log10():.2f}"
-    print(f"PSNR {psnr} dB, latent mean {z.mean():.3f}, std {z.std():.3f}")
-    weights = {f"taesd_encoder.{k}": v.half().contiguous() for k, v in encode.state_dict().items()}
-    weights |= {f"taesd_decoder.{k}": v.half().contiguous() for k, v in decode.state_dict().items()}
+    print(f"PSNR {psnr} dB over {len(held_out)} pictures that were not trained on")
+    weights = {f"taesd_encoder.{k}": v.half().contiguous() for k, v in encode.cpu().state_dict().items()}
+    weights |= {f"taesd_decoder.{k}": v.half().contiguous() for k, v in decode.cpu().state_dict().items()}
     save_file(weights, args.out, metadata={"psnr_db": psnr})
 
 

@@ -1,10 +1,11 @@
-"""The pocket UNet: Stable Diffusion 1.5's block graph with one resolution, at less than half the host's width.
+"""The pocket UNet: Stable Diffusion 1.5's block graph with two resolutions, at half the host's width.
 
-The module names are SD's own (LDM), so its weights and its LoRAs carry the names that every SD1.5 tool knows. It trains
-at 120 channels; the host's SD1.5 loader wants 320, and `host_state_dict` zero-pads. The padding is exact:
+The module names are SD's own (LDM), so its weights and its LoRAs carry the names that every SD1.5 tool knows. Attention
+stands at the lower resolution only. It trains at 160 channels; the host's SD1.5 loader wants 320, and
+`host_state_dict` zero-pads. The padding is exact:
 
-- GroupNorm: the host's 32 groups hold 10 channels (20 after a skip is concatenated), here 12 groups hold as many.
-- attention: 3 of the host's 8 heads of 40 are used; a head of zeros adds nothing.
+- GroupNorm: the host's 32 groups hold 10 channels (20 after a skip is concatenated), here 16 groups hold as many.
+- attention: 4 of the host's 8 heads of 40 are used; a head of zeros adds nothing.
 - LayerNorm is the one layer that sees the padding: its mean and variance run over 320 channels, most of them zero.
 """
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-WIDTH, HOST_WIDTH = 120, 320
+WIDTH, HOST_WIDTH = 160, 320
 HEAD = 40
 GROUPS = WIDTH // 10
 CONTEXT = 768
@@ -32,6 +33,7 @@ class PaddedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
         mean = x.sum(-1, keepdim=True) / HOST_WIDTH
         variance = x.square().sum(-1, keepdim=True) / HOST_WIDTH - mean.square()
         return (x - mean) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
@@ -127,8 +129,26 @@ def timestep_embedding(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class Downsample(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
 class PocketUNet(nn.Module):
-    """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask.
+    """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask; H and W even.
 
     `guidance` (B, HOST_WIDTH) is what a full LCM's `cond_proj` adds to the timestep embedding.
     """
@@ -138,11 +158,15 @@ class PocketUNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(HOST_WIDTH, 4 * WIDTH), nn.SiLU(), nn.Linear(4 * WIDTH, 4 * WIDTH)
         )
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(4, WIDTH, 3, padding=1)]), nn.ModuleList([ResBlock(WIDTH), SpatialTransformer()])]
-        )
+        self.input_blocks = nn.ModuleList(map(nn.ModuleList, (
+            [nn.Conv2d(4, WIDTH, 3, padding=1)], [ResBlock(WIDTH)], [Downsample()],
+            [ResBlock(WIDTH), SpatialTransformer()],
+        )))  # fmt: skip
         self.middle_block = nn.ModuleList([ResBlock(WIDTH), SpatialTransformer(), ResBlock(WIDTH)])
-        self.output_blocks = nn.ModuleList(nn.ModuleList([ResBlock(2 * WIDTH), SpatialTransformer()]) for _ in range(2))
+        self.output_blocks = nn.ModuleList(map(nn.ModuleList, (
+            [ResBlock(2 * WIDTH), SpatialTransformer()], [ResBlock(2 * WIDTH), SpatialTransformer(), Upsample()],
+            [ResBlock(2 * WIDTH)], [ResBlock(2 * WIDTH)],
+        )))  # fmt: skip
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1))
 
     def forward(
@@ -153,12 +177,19 @@ class PocketUNet(nn.Module):
 
         def run(block: nn.ModuleList, h: Tensor) -> Tensor:
             for layer in block:
-                h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h, context, mask)
+                if isinstance(layer, ResBlock):
+                    h = layer(h, emb)
+                elif isinstance(layer, SpatialTransformer):
+                    h = layer(h, context, mask)
+                else:
+                    h = layer(h)
             return h
 
-        skips = [self.input_blocks[0][0](x)]
-        skips.append(run(self.input_blocks[1], skips[0]))
-        h = run(self.middle_block, skips[1])
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = run(block, h)
+            skips.append(h)
+        h = run(self.middle_block, h)
         for block in self.output_blocks:
             h = run(block, torch.cat([h, skips.pop()], dim=1))
         return self.out(h)
@@ -179,7 +210,7 @@ class Words(nn.Module):
 
     def index(self, prompts: list[list[str]]) -> Tensor:
         """Word lists to (B, 2) indices, len(words) where there is no word."""
-        index = torch.full((len(prompts), 2), len(self.words))
+        index = torch.full((len(prompts), 2), len(self.words), device=self.table.device)
         for row, words in enumerate(prompts):
             for column, word in enumerate(words):
                 index[row, column] = self.words.index(word)
@@ -192,7 +223,7 @@ class Words(nn.Module):
         context = F.pad(rows[index], (0, 0, 0, 1))
         absent = index == len(self.words)
         zeros = torch.log(TOKENS - (~absent).sum(1, keepdim=True).float())
-        mask = torch.cat([torch.zeros(index.shape).masked_fill(absent, -torch.inf), zeros], dim=1)
+        mask = torch.cat([torch.zeros_like(zeros).expand(index.shape).masked_fill(absent, -torch.inf), zeros], dim=1)
         return context, mask[:, None, None, :]
 
 

@@ -9,8 +9,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pocket import assemble, autoencoder, unet
-from pocket.data import CAPTIONS, OBJECTS, WORDS, caption_words
-from pocket.judge import as_batch, diversity, frechet_distance, load_judge, prompt_accuracy
+from pocket.data import CAPTIONS, OBJECTS, SIZE, WORDS, caption_words, in_paper
+from pocket.judge import (
+    as_batch,
+    diversity,
+    frechet_distance,
+    jackknife,
+    kernel_distance,
+    load_judge,
+    precision_recall,
+    prompt_accuracy,
+)
 from pocket.unet import HOST_WIDTH, WIDTH, PaddedLayerNorm, PocketUNet, Words, host_state_dict, pad_axis
 
 
@@ -108,11 +117,50 @@ def test_sparse_file_reads_back(tmp_path):
         assert torch.equal(read[name], tensors[name])
 
 
+def test_paper_has_four_tones_an_edge_and_a_shadow():
+    drawing = torch.zeros(1, 4, SIZE, SIZE)
+    drawing[:, 3, 40:80, 40:80] = 1
+    drawing[:, :3, 40:80, 60:80] = 0.99
+    paper = in_paper(drawing)
+    dark, light = paper[0, :3, 60, 45], paper[0, :3, 60, 75]
+    assert dark[0] > 3 * dark[1] and (light > 0.8).all()
+    edge, shadow, nothing = paper[0, :, 60, 82], paper[0, :, 60, 84], paper[0, :, 10, 10]
+    assert edge.tolist() == [1, 1, 1, 1]
+    assert not shadow[:3].any() and 0 < shadow[3] < 0.5
+    assert not nothing.any()
+
+
 def test_judge_counts_words_it_knows():
     judge = load_judge()
-    white = np.full((2, 64, 64, 3), 250, np.uint8)
+    white = np.full((2, SIZE, SIZE, 3), 250, np.uint8)
     assert prompt_accuracy(judge, white, ["", "a big"]) == 1
-    assert as_batch(white[:, ::2, ::2]).shape == (2, 3, 64, 64)
+    assert as_batch(white[:, ::2, ::2]).shape == (2, 3, SIZE, SIZE)
+
+
+def test_kernel_distance_is_unbiased_and_tells_sets_apart():
+    generator = torch.Generator().manual_seed(8)
+    draws = torch.randn(300, 2, 24, 6, generator=generator)
+    found = torch.tensor([kernel_distance(a, b) for a, b in draws])
+    assert abs(found.mean()) < 3 * found.std() / len(found) ** 0.5
+    assert found.min() < 0
+    assert kernel_distance(draws[0, 0], draws[0, 1] + 2) > 10 * found.std()
+
+
+def test_precision_sees_what_is_wrong_and_recall_what_is_missing():
+    generator = torch.Generator().manual_seed(9)
+    real = torch.cat([torch.randn(60, 4, generator=generator), torch.randn(60, 4, generator=generator) + 20])
+    half = torch.randn(60, 4, generator=generator)
+    strange = torch.cat([half, half + 200])
+    precision, recall = precision_recall(half, real)
+    assert precision > 0.8 and 0.3 < recall < 0.55
+    assert abs(precision_recall(strange, real)[0] - precision / 2) < 1e-6
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    groups = torch.randn(10, 1, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    value, error = jackknife(lambda rows: rows.mean().item(), groups)
+    assert math.isclose(value, groups.mean().item())
+    assert math.isclose(error, groups.std().item() / math.sqrt(10))
 
 
 def test_frechet_distance_of_gaussians():
