@@ -1,12 +1,13 @@
 """The models that the LCM paper compares, made from the pocket teacher; benchmarks/paper.py shows what they do.
 
-`python benchmarks/paper_models.py` trains each of them once, about two hours on one core, and goes on where it was
-stopped; `torchrun --nproc-per-node 2 benchmarks/paper_models.py` shares the batches between two processes.
+`python benchmarks/paper_models.py` trains each of them once, on the GPU if there is one, and goes on where it was
+stopped; on CPUs `torchrun --nproc-per-node 2 benchmarks/paper_models.py` shares the batches between two processes.
 
-- full LCM: all weights and a `cond_proj` that takes the guidance ω, by LCD (arXiv 2310.04378, Algorithm 1);
 - guided distillation (arXiv 2210.03142): the teacher's guided prediction into one network that takes ω, then
   progressive distillation (arXiv 2202.00512), which halves the steps of DDIM from 16 to 1, a network a number of steps;
-- LCF (arXiv 2310.04378, Algorithm 4): the LCM-LoRA's model fine-tuned on the line drawings, without a teacher.
+- full LCM: all weights and a `cond_proj` that takes the guidance ω, by LCD (arXiv 2310.04378, Algorithm 1), from the
+  network of guided distillation's first stage, which has learnt ω; and one from the teacher's weights alone;
+- LCF (arXiv 2310.04378, Algorithm 4): the LCM-LoRA's model fine-tuned on the paper-cut pictures, without a teacher.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from lcm_core.schedule import expand, trailing_timesteps  # noqa: E402
 from pocket import lcm  # noqa: E402
 from pocket.data import WORDS, pictures  # noqa: E402
 from pocket.teacher import SCHEDULE, Captions, encode_pictures, load_teacher  # noqa: E402
-from pocket.training import join_processes, train  # noqa: E402
+from pocket.training import DEVICE, processes, train  # noqa: E402
 from pocket.unet import HOST_WIDTH, PocketUNet  # noqa: E402
 
-BATCH = 16
-OMEGA = (0.0, 2.0)  # cfg 1 to 3; the teacher is at its best between 1.5 and 2
+BATCH, FULL_STEPS = 128, 3000
+OMEGA = (0.0, 3.0)  # guidance scales 1 to 4
 STAGES = (16, 8, 4, 2, 1)  # of progressive distillation
 Sample = Callable[[torch.Generator, int], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -56,25 +57,25 @@ class GuidedUNet(nn.Module):
         nn.init.zeros_(self.cond_proj.weight)
 
     def forward(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], omega: Tensor | None = None) -> Tensor:
-        return self.unet(x, t, *cond, None if omega is None else self.cond_proj(guidance_embedding(omega)))
+        return self.unet(x, t, *cond, None if omega is None else self.cond_proj(guidance_embedding(omega).to(x.device)))
 
 
 @cache
 def examples(style: str, folder: Path) -> Sample:
     """Latents and the context of a caption, drawn from the pictures of a style: sample(generator, count)."""
-    data = pictures(style, folder)
-    latents, (_, words) = encode_pictures(data), load_teacher()
+    data = pictures(style, folder, device=DEVICE)
+    latents, (_, words) = encode_pictures(data), load_teacher(device=DEVICE)
     captions = Captions(words)
 
     def sample(generator: torch.Generator, count: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rows = torch.randint(len(latents), (count,), generator=generator)
+        rows = torch.randint(len(latents), (count,), generator=generator, device=DEVICE)
         return latents[rows], words(captions.draw(data, rows, generator))
 
     return sample
 
 
 def without_prompt(count: int) -> tuple[Tensor, ...]:
-    return load_teacher()[1](torch.full((count, 2), len(WORDS)))
+    return load_teacher(device=DEVICE)[1](torch.full((count, 2), len(WORDS), device=DEVICE))
 
 
 def consistency(name: str, model: Callable, weights: Trainable, config: DistillConfig, style: str, folder: Path):
@@ -84,9 +85,9 @@ def consistency(name: str, model: Callable, weights: Trainable, config: DistillC
     sample, uncond = examples(style, folder), without_prompt(BATCH)
 
     def batches(step: int) -> Batch:
-        return *sample(torch.Generator().manual_seed(8_000_000 + step * 64), BATCH), uncond
+        return *sample(torch.Generator(DEVICE).manual_seed(8_000_000 + step * 64), BATCH), uncond
 
-    state, accelerator = folder / f"paper_{name}_state.safetensors", Accelerator(cpu=True)
+    state, accelerator = folder / f"paper_{name}_state.safetensors", Accelerator(cpu=DEVICE.type == "cpu")
     steps = distill(
         model, weights, batches, config, schedule=SCHEDULE, state=state, identity={"style": style},
         accelerator=accelerator,
@@ -95,31 +96,33 @@ def consistency(name: str, model: Callable, weights: Trainable, config: DistillC
         pass
 
 
-def train_full_lcm(folder: Path, steps: int) -> dict[str, Tensor]:
-    """Weights of a GuidedUNet."""
-    net = GuidedUNet(load_teacher()[0])
+def train_full_lcm(folder: Path, steps: int, start: str | None) -> dict[str, Tensor]:
+    """Weights of a GuidedUNet, trained from those of `paper_<start>.safetensors` or from the teacher's."""
+    net = GuidedUNet(load_teacher(device=DEVICE)[0]).to(DEVICE)
     weights = FullWeights(net)
+    if start is not None:
+        net.load_state_dict(load_file(folder / f"paper_{start}.safetensors"))
     config = DistillConfig(
-        steps=steps, learning_rate=3e-4, links=20, on_grid=False, omega=OMEGA, target_decay=0.95, warmup=50,
-        decay_to=0.05,
+        steps=steps, learning_rate=2e-4, links=20, on_grid=False, omega=OMEGA, target_decay=0.95, warmup=50,
+        decay_to=0.05, save_every=1000, autocast="bfloat16" if DEVICE.type == "cuda" else None,
     )  # fmt: skip
-    consistency("full_lcm", net, weights, config, "colour", folder)
+    consistency("full_lcm" if start else "full_lcm_cold", net, weights, config, "colour", folder)
     return weights.weights()
 
 
 def train_fine_tuning(folder: Path, steps: int) -> dict[str, Tensor]:
     """Factors of a LoRA on the model with the LCM-LoRA."""
-    unet = merged(load_teacher()[0], LoRAVector.load(lcm.WEIGHTS))
-    adapter = inject_lora(unet, lcm.TARGETS, 32, clamp=True)
+    unet = merged(load_teacher(device=DEVICE)[0], LoRAVector.load(lcm.WEIGHTS))
+    adapter = inject_lora(unet, lcm.TARGETS, 16, clamp=True)
     config = DistillConfig(
         steps=steps, learning_rate=5e-4, objective="lcf", links=20, on_grid=False, target_decay=0.95, warmup=50,
-        decay_to=0.05,
+        decay_to=0.05, save_every=1000, autocast="bfloat16" if DEVICE.type == "cuda" else None,
     )  # fmt: skip
 
     def model(x: Tensor, t: Tensor, cond: tuple[Tensor, ...], omega: Tensor | None) -> Tensor:
         return unet(x, t, *cond)
 
-    consistency("fine_tuning", model, adapter, config, "line", folder)
+    consistency("fine_tuning", model, adapter, config, "paper", folder)
     return adapter.vector().state_dict()
 
 
@@ -130,23 +133,22 @@ def x0_loss(x0: Tensor, goal: Tensor, t: Tensor) -> Tensor:
 
 
 def draw_omega(count: int, generator: torch.Generator) -> Tensor:
-    return OMEGA[0] + (OMEGA[1] - OMEGA[0]) * torch.rand(count, generator=generator)
+    return OMEGA[0] + (OMEGA[1] - OMEGA[0]) * torch.rand(count, generator=generator, device=DEVICE)
 
 
 def train_guided(folder: Path, steps: int) -> dict[str, Tensor]:
     """Stage one of guided distillation: the weights of a GuidedUNet that predicts what the guided teacher does."""
-    teacher, _ = load_teacher()
-    net = GuidedUNet(copy.deepcopy(teacher)).requires_grad_(True)
+    teacher, _ = load_teacher(device=DEVICE)
+    net = GuidedUNet(copy.deepcopy(teacher)).to(DEVICE).requires_grad_(True)
     sample = examples("colour", folder)
-    _, processes = join_processes()
-    count = BATCH // processes
+    count = BATCH // processes()[1]
     uncond = without_prompt(count)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         z, cond = sample(generator, count)
-        t = torch.randint(SCHEDULE.steps, (count,), generator=generator)
+        t = torch.randint(SCHEDULE.steps, (count,), generator=generator, device=DEVICE)
         omega = draw_omega(count, generator)
-        x = noised(z, torch.randn(z.shape, generator=generator), t, SCHEDULE)
+        x = noised(z, torch.randn(z.shape, generator=generator, device=DEVICE), t, SCHEDULE)
         with torch.no_grad():
             both = [torch.cat(pair) for pair in zip(cond, uncond, strict=True)]
             noise = guided(*teacher(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2), 1 + omega)
@@ -163,7 +165,7 @@ def train_halved(folder: Path, steps: int, count: int) -> dict[str, Tensor]:
     teacher = load_guided(before)
     net = copy.deepcopy(teacher).requires_grad_(True)
     sample = examples("colour", folder)
-    _, processes = join_processes()
+    share = BATCH // processes()[1]
     timesteps = torch.tensor(trailing_timesteps(2 * count))
     alpha, sigma = (torch.cat([v, end]) for v, end in zip(
         (SCHEDULE.alpha(timesteps), SCHEDULE.sigma(timesteps)), torch.eye(2, dtype=torch.float64)[:, :1], strict=True
@@ -173,19 +175,20 @@ def train_halved(folder: Path, steps: int, count: int) -> dict[str, Tensor]:
         return expand(table[i], x)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        z, cond = sample(generator, BATCH // processes)
-        i = 2 * torch.randint(count, (len(z),), generator=generator)
+        z, cond = sample(generator, share)
+        i = 2 * torch.randint(count, (len(z),), generator=generator, device=DEVICE).cpu()
         omega = draw_omega(len(z), generator)
-        x = noised(z, torch.randn(z.shape, generator=generator), timesteps[i], SCHEDULE)
+        x = noised(z, torch.randn(z.shape, generator=generator, device=DEVICE), timesteps[i], SCHEDULE)
         with torch.no_grad():
             goal = x
             for j in (i, i + 1):
-                x0 = predict_x0(teacher(goal, timesteps[j], cond, omega), goal, timesteps[j], SCHEDULE)
+                x0 = predict_x0(teacher(goal, timesteps[j].to(DEVICE), cond, omega), goal, timesteps[j], SCHEDULE)
                 noise = predict_noise(x0, goal, timesteps[j], SCHEDULE, "sample")
                 goal = at(alpha, j + 1, x) * x0 + at(sigma, j + 1, x) * noise
             ratio = at(sigma, i + 2, x) / at(sigma, i, x)
             goal = (goal - ratio * x) / (at(alpha, i + 2, x) - ratio * at(alpha, i, x))
-        return x0_loss(predict_x0(net(x, timesteps[i], cond, omega), x, timesteps[i], SCHEDULE), goal, timesteps[i])
+        output = net(x, timesteps[i].to(DEVICE), cond, omega)
+        return x0_loss(predict_x0(output, x, timesteps[i], SCHEDULE), goal, timesteps[i])
 
     name = f"guided_{count}"
     train(name, {"net": net}, loss_of, steps=steps, lr=2e-4, state=folder / f"paper_{name}.pt", seed=6 + count)
@@ -195,14 +198,15 @@ def train_halved(folder: Path, steps: int, count: int) -> dict[str, Tensor]:
 def load_guided(path: Path) -> GuidedUNet:
     net = GuidedUNet(load_teacher()[0])
     net.load_state_dict(load_file(path))
-    return net.requires_grad_(False)
+    return net.to(DEVICE).requires_grad_(False)
 
 
 # name → (training, steps), as many as the pocket LCM-LoRA and style had; `paper_<name>.safetensors` is what it leaves.
 RECIPES: dict[str, tuple[Callable[[Path, int], dict[str, Tensor]], int]] = {
-    "full_lcm": (train_full_lcm, 7500),
     "fine_tuning": (train_fine_tuning, 2500),
     "guided": (train_guided, 1000),
+    "full_lcm": (partial(train_full_lcm, start="guided"), FULL_STEPS),
+    "full_lcm_cold": (partial(train_full_lcm, start=None), FULL_STEPS),
     **{f"guided_{count}": (partial(train_halved, count=count), 600) for count in STAGES},
 }
 
@@ -213,7 +217,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--steps", type=int, help="in place of a training's own number, to try it")
     args = parser.parse_args()
-    rank, _ = join_processes()
+    rank, _ = processes()
     for name in args.only:
         path = args.cache / f"paper_{name}.safetensors"
         if path.exists():
@@ -222,7 +226,7 @@ def main() -> None:
         train_it, steps = RECIPES[name]
         weights = train_it(args.cache, args.steps or steps)
         if rank == 0:
-            save_file({key: value.contiguous() for key, value in weights.items()}, path)
+            save_file({key: value.contiguous().cpu() for key, value in weights.items()}, path)
 
 
 if __name__ == "__main__":
