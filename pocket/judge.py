@@ -83,6 +83,12 @@ def in_style(judge: Judge, images: Tensor, style: str = "paper") -> Tensor:
     return (judge.logits(images)["style"].argmax(1) == STYLES.index(style)).cpu()
 
 
+def nearest_distance(judge: Judge, images: np.ndarray, style: str) -> float:
+    """Mean distance of pictures, uint8 (B, H, W, 3), to the nearest held-out picture's features in that style."""
+    real = load_file(REFERENCE)[style].float()
+    return torch.cdist(judge(as_batch(images)), real).amin(1).mean().item()
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Fréchet distance of two feature sets (N, F), each taken as a Gaussian (arXiv 1706.08500); it shrinks with N."""
     a, b = a.double(), b.double()

@@ -29,12 +29,10 @@ from host_process import HostError, HostProcess  # noqa: E402
 
 OUTPUT = ROOT / "output" / "demo"
 LOG = ROOT / ".host" / "logs" / "demo.log"
-PROMPTS = ["animal", "fruit", "face", "vehicle", "cat", "apple"]
+PROMPTS = ["animal", "food", "face", "vehicle", "cat", "flower"]
 SEED = 7
-SIZE = 64
-PICTURES_PER_PROMPT = 1
-GUIDANCE = 2.0
-COLUMNS = [prompt for prompt in PROMPTS for _ in range(PICTURES_PER_PROMPT)]
+SIZE = 128
+GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Variant:
 
     label: str
     graph: Graph
+    style: str = "colour"
 
     @property
     def steps(self) -> int:
@@ -58,11 +57,13 @@ class Variant:
         return self.steps * (1 if self.guidance == 1 else 2)
 
 
-def core_graph(sampler: str, steps: int, cfg: float, scheduler: str = "sgm_uniform") -> Graph:
-    """Text to picture with ComfyUI's own nodes and the pocket checkpoint alone."""
-    sampling = {"seed": 0, "steps": steps, "cfg": cfg, "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0}
-    links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
-    return {
+def core_graph(sampler: str, steps: int, cfg: float, lora: str | None = None) -> Graph:
+    """Text to picture with ComfyUI's own nodes and the pocket checkpoint, with a LoRA if one is named."""
+    sampling = {
+        "seed": 0, "steps": steps, "cfg": cfg, "sampler_name": sampler, "scheduler": "sgm_uniform", "denoise": 1.0,
+    }  # fmt: skip
+    links = {"model": ["8" if lora else "1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+    graph: Graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "pocket.safetensors"}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
@@ -71,6 +72,10 @@ def core_graph(sampler: str, steps: int, cfg: float, scheduler: str = "sgm_unifo
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
         "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "demo"}},
     }
+    if lora:
+        inputs = {"model": ["1", 0], "lora_name": lora, "strength_model": 1.0}
+        graph["8"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+    return graph
 
 
 def shipped_graph(name: str, steps: int = 4) -> Graph:
@@ -84,15 +89,15 @@ def variants() -> list[Variant]:
     """The rows, each set against the first: the same model with a many-step solver."""
     return [
         Variant("DPM++ 2M, 25 steps", core_graph("dpmpp_2m", 25, GUIDANCE)),
-        Variant("DPM++ 2M, 8 steps", core_graph("dpmpp_2m", 8, GUIDANCE)),
-        Variant("DDIM, 8 steps", core_graph("ddim", 8, GUIDANCE)),
         Variant("DPM++ 2M, 4 steps", core_graph("dpmpp_2m", 4, GUIDANCE)),
         Variant("DDIM, 4 steps", core_graph("ddim", 4, GUIDANCE)),
-        Variant("DPM++ 2M, 2 steps", core_graph("dpmpp_2m", 2, GUIDANCE)),
         Variant("DDIM, 2 steps", core_graph("ddim", 2, GUIDANCE)),
+        Variant("DDIM, 1 step", core_graph("ddim", 1, GUIDANCE)),
+        Variant("LCM-LoRA, 1 step", shipped_graph("lcm_lora_txt2img", 1)),
         Variant("LCM-LoRA, 2 steps", shipped_graph("lcm_lora_txt2img", 2)),
         Variant("LCM-LoRA, 4 steps", shipped_graph("lcm_lora_txt2img", 4)),
-        Variant("style + LCM-LoRA, 4 steps", shipped_graph("lcm_lora_style_mix", 4)),
+        Variant("style, DPM++ 2M, 25 steps", core_graph("dpmpp_2m", 25, GUIDANCE, "pocket_style.safetensors"), "paper"),
+        Variant("style + LCM-LoRA, 4 steps", shipped_graph("lcm_lora_style_mix", 4), "paper"),
     ]
 
 
@@ -110,7 +115,7 @@ def for_prompt(graph: Graph, prompt: str, seed: int, prefix: str) -> Graph:
     graph[sampler["positive"][0]]["inputs"]["text"] = prompt
     for node in graph.values():
         if node["class_type"] == "EmptyLatentImage":
-            node["inputs"] |= {"width": SIZE, "height": SIZE, "batch_size": PICTURES_PER_PROMPT}
+            node["inputs"] |= {"width": SIZE, "height": SIZE, "batch_size": 1}
         if node["class_type"] == "SaveImage":
             node["inputs"]["filename_prefix"] = prefix
     return graph
@@ -163,13 +168,13 @@ def sample(client: Client, rows: list[Variant]) -> Iterator[Row]:
         yield row
 
 
-def contact_sheet(rows: list[Row], scale: int = 3) -> Image.Image:
+def contact_sheet(rows: list[Row]) -> Image.Image:
     """A row a variant, a column a picture, with the prompts above and the costs at the left."""
-    cell, gap, left, top = SIZE * scale, 6, 370, 46
-    sheet = Image.new("RGB", (left + (cell + gap) * len(COLUMNS), top + (cell + gap) * len(rows)), "white")
+    cell, gap, left, top = SIZE, 6, 340, 40
+    sheet = Image.new("RGB", (left + (cell + gap) * len(PROMPTS), top + (cell + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(size=21), ImageFont.load_default(size=17)
-    for x, prompt in enumerate(COLUMNS):
+    for x, prompt in enumerate(PROMPTS):
         draw.text((left + x * (cell + gap) + cell // 2, top // 2), prompt, "black", large, anchor="mm")
     for y, row in enumerate(rows):
         middle = top + y * (cell + gap) + cell // 2
@@ -177,8 +182,7 @@ def contact_sheet(rows: list[Row], scale: int = 3) -> Image.Image:
         draw.text((14, middle - 14), row.variant.label, "black", large, anchor="lm")
         draw.text((14, middle + 14), f"{cost} · {row.seconds:.2f} s", "#555", small, anchor="lm")
         for x, image in enumerate(row.images):
-            picture = Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left + x * (cell + gap), top + y * (cell + gap)))
+            sheet.paste(Image.fromarray(image), (left + x * (cell + gap), top + y * (cell + gap)))
     return sheet
 
 
@@ -189,19 +193,19 @@ def write_pictures(rows: list[Row]) -> Path:
     for index, row in enumerate(rows):
         name = re.sub(r"\W+", "_", row.variant.label.lower())
         for number, image in enumerate(row.images):
-            Image.fromarray(image).save(OUTPUT / f"{index:02d}_{name}_{number:02d}_{COLUMNS[number]}.png")
+            Image.fromarray(image).save(OUTPUT / f"{index:02d}_{name}_{number:02d}_{PROMPTS[number]}.png")
     sheet = OUTPUT / "contact_sheet.png"
     contact_sheet(rows).save(sheet)
     return sheet
 
 
-def table(rows: list[Row], quality: Callable[[np.ndarray], float]) -> str:
-    lines = [f"{'variant':<28}{'steps':>6}{'guidance':>10}{'UNet evaluations':>18}{'seconds':>9}{'quality':>9}"]
+def table(rows: list[Row], distance: Callable[[np.ndarray, str], float]) -> str:
+    lines = [f"{'variant':<28}{'steps':>6}{'guidance':>10}{'UNet evaluations':>18}{'seconds':>9}{'distance':>10}"]
     for row in rows:
         variant = row.variant
         lines.append(
             f"{variant.label:<28}{variant.steps:>6}{variant.guidance:>10g}{variant.evaluations:>18}"
-            f"{row.seconds:>9.2f}{quality(np.stack(row.images)):>9.2f}"
+            f"{row.seconds:>9.2f}{distance(np.stack(row.images), variant.style):>10.2f}"
         )
     return "\n".join(lines)
 
@@ -213,7 +217,7 @@ def main() -> None:
     print("- start ComfyUI", flush=True)
     base, extra = Path(os.environ["LCM_HOST_BASE"]), shlex.split(os.environ["LCM_HOST_ARGS"])
     with HostProcess(comfyui, python, base, LOG, extra) as host:
-        from pocket.judge import load_judge, prompt_accuracy
+        from pocket.judge import load_judge, nearest_distance
 
         judge = load_judge()
         host.wait_ready()
@@ -221,14 +225,14 @@ def main() -> None:
         print("- load the model and warm up", flush=True)
         for variant in (rows[-1], rows[1]):
             client.queue(for_prompt(variant.graph, "", 0, "demo/warm_up"))
-        print(f"- {len(rows)} variants of {len(COLUMNS)} pictures", flush=True)
+        print(f"- {len(rows)} variants of {len(PROMPTS)} pictures", flush=True)
         try:
             results = list(sample(client, rows))
         except (PromptError, ConnectionError, TimeoutError) as error:
             raise HostError(host.report(f"\nThis step failed: sampling: {error}")) from error
     sheet = write_pictures(results)
-    print("\n" + table(results, lambda images: prompt_accuracy(judge, images, COLUMNS)))
-    print(f"\nquality: the share of the {len(COLUMNS)} pictures in which a classifier sees what the prompt says.")
+    print("\n" + table(results, lambda images, style: nearest_distance(judge, images, style)))
+    print("\ndistance: from a picture to the most alike of the style's held-out pictures, in a classifier's features.")
     print("seconds: median for one picture on the warm server, text encoding and decoding included.")
     print(f"\nContact sheet: {sheet}\nThe whole demo took {time.perf_counter() - start:.0f} s.")
 
