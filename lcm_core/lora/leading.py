@@ -20,12 +20,13 @@ FLOOR = 1e-6
 def lower_gram(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """The lower triangle, at least, of matrix @ matrix.T in `dtype`."""
     rows = len(matrix)
+    band = -(-rows // 4)
     gram = matrix.new_zeros(rows, rows, dtype=dtype)
     for columns in matrix.split(4096, dim=1):
         columns = columns.to(dtype)
-        for end in range(-(-rows // 4), rows + 3, -(-rows // 4)):
-            band = slice(end - -(-rows // 4), min(end, rows))
-            gram[band, : band.stop].addmm_(columns[band], columns[: band.stop].T)
+        for start in range(0, rows, band):
+            end = start + band
+            gram[start:end, :end].addmm_(columns[start:end], columns[:end].T)
     return gram
 
 

@@ -9,7 +9,7 @@ import torch
 from lcm_core.lora import LoRAVector, combine
 from lcm_core.lora import ahead as ahead_module
 from lcm_core.lora.ahead import Ahead
-from lcm_core.lora.leading import leading
+from lcm_core.lora.leading import leading, lower_gram
 from lcm_core.lora.lowrank import Factors, Limits, decompose
 from lcm_core.lora.methods.della import _ranks
 from lcm_core.lora.pruning import keep_largest
@@ -55,6 +55,12 @@ def test_leading_leaves_what_it_can_not_do_to_the_exact_way():
     assert leading(matrix[:200], RANK) is None
     assert leading(torch.zeros(ROWS, COLUMNS), RANK) is None
     assert leading(matrix_of((torch.arange(ROWS) < 8).double())[0], RANK) is None
+
+
+@pytest.mark.parametrize("rows", [*range(1, 18), 253])
+def test_the_gram_matrix_is_whole_at_any_number_of_rows(rows):
+    matrix = torch.randn(rows, 5000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lower_gram(matrix, torch.float64).tril(), (matrix.double() @ matrix.T.double()).tril())
 
 
 @pytest.mark.parametrize("tall", [False, True])
