@@ -52,10 +52,6 @@ def keep_largest(density: float, skipped: float = 0.0) -> Sparsify:
             return matrix
         skip, count = int(skipped * matrix.numel()), int(density * matrix.numel())
         sizes = matrix.abs().flatten().cpu().numpy()
-        if count:
-            sizes.partition(len(sizes) - skip - count)
-        if skip:
-            sizes[len(sizes) - skip - count :].partition(count)
         kept = _largest(matrix, sizes, skip + count)
         return kept - _largest(matrix, sizes, skip) if skip else kept
 
@@ -65,11 +61,12 @@ def keep_largest(density: float, skipped: float = 0.0) -> Sparsify:
 def _largest(matrix: Tensor, sizes: np.ndarray, count: int) -> Tensor:
     """The `count` largest values by magnitude, of equal ones those first in order, and 0 elsewhere.
 
-    sizes: the magnitudes, of which those of the `count` largest come last and the least of them first.
+    sizes: the magnitudes, in any order, which is changed.
     """
     if not count:
         return torch.zeros_like(matrix)
     start = len(sizes) - count
+    sizes.partition(start)
     least = sizes[start]
     kept = torch.nn.functional.hardshrink(matrix, float(np.nextafter(least, -least.dtype.type(np.inf))))
     left_out = np.count_nonzero(sizes[:start] == least) if least else 0
