@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Barrier
+from contextlib import contextmanager
+from threading import Barrier, Condition
 from typing import Generic, TypeVar
 
 import torch
@@ -12,47 +13,61 @@ import torch
 V = TypeVar("V")
 P = TypeVar("P")
 
-# At most so many threads, and no further one while those at work make this many values, 0.5 GB in float32.
+# At most so many threads, and together at work on so many values, 0.5 GB in float32; one alone on any number.
 THREADS, VALUES = 4, 2**27
 
 
 class Ahead(Mapping[str, V], Generic[V, P]):
     """Name -> what `start` makes of the name's place, anew at every access, in the mapping's order by threads.
 
-    start(place) -> (what makes the value, how many numbers it is made of) is called here and may read a file; what it
-    gives runs in a thread. Each uses one core, so that the bits don't depend on how many there are, which are torch's
-    at most. A name that is asked for out of order, or again, is made then.
+    start(place) -> (what makes the value, how many numbers it is made of); both run in a thread, the first may read a
+    file. Each thread uses one core, so that the bits don't depend on how many there are, which are torch's at most. A
+    name that is asked for out of order, or again, is made then. Errors come with the value that they concern.
     """
 
     def __init__(self, places: Mapping[str, P], start: Callable[[P], tuple[Callable[[], V], int]]) -> None:
         self._places, self._start = places, start
         self._following = iter(places)
-        self._made: dict[str, tuple[Future[V], int]] = {}
+        self._made: dict[str, Future[V]] = {}
         self._taken: set[str] = set()
         self._threads = min(THREADS, torch.get_num_threads())
         self._pool: ThreadPoolExecutor | None = None
+        self._room, self._at_work = Condition(), 0
 
     def __getitem__(self, name: str) -> V:
         if name not in self._made:
             self._submit(name)
-        while len(self._made) <= self._threads and sum(size for _, size in self._made.values()) <= VALUES:
+        while len(self._made) <= self._threads:
             following = next((other for other in self._following if other not in self._taken), None)
             if following is None:
                 break
             self._submit(following)
-        return self._made.pop(name)[0].result()
+        return self._made.pop(name).result()
 
     def _submit(self, name: str) -> None:
-        make, size = self._start(self._places[name])
-        inference = torch.is_inference_mode_enabled()
+        place, inference = self._places[name], torch.is_inference_mode_enabled()
 
         def run() -> V:
             with torch.inference_mode(inference):
-                return make()
+                make, size = self._start(place)
+                with self._room_for(size):
+                    return make()
 
         self._pool = self._pool or _pool(self._threads)
-        self._made[name] = (self._pool.submit(run), size)
+        self._made[name] = self._pool.submit(run)
         self._taken.add(name)
+
+    @contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        with self._room:
+            self._room.wait_for(lambda: not self._at_work or self._at_work + size <= VALUES)
+            self._at_work += size
+        try:
+            yield
+        finally:
+            with self._room:
+                self._at_work -= size
+                self._room.notify_all()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from threading import Lock
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from .vector import LoRAVector
 def open_vector(path: str | os.PathLike[str], rank: int | None = None) -> Iterator[LoRAVector]:
     """`LoRAVector.load` of a file that stays open: each access to a module or diff reads it anew.
 
-    Errors about names and shapes come at once, those about values with the access.
+    Errors about names and shapes come at once, those about values with the access, which threads may share.
     """
     with open_tensors(path) as opened:
         with named(path):
@@ -34,17 +35,22 @@ def open_vector(path: str | os.PathLike[str], rank: int | None = None) -> Iterat
 
         def parts_of(module: Module) -> tuple[dict[str, Factors], dict[str, Tensor]]:
             try:
-                read = {role: opened.read(key) for role, key in module.keys.items()}
+                read = {role: opened.read(module.keys[role]) for role, t in module.tensors.items() if t.is_meta}
             except OSError as error:
                 reason = error.strerror or error
                 raise ValueError(f"{path} can't be read: {reason}; see to that and try again") from error
             with named(path):
                 tensors = {role: computable(module.keys[role], role, tensor) for role, tensor in read.items()}
-                whole = replace(module, tensors=tensors)
+                whole = replace(module, tensors={**module.tensors, **tensors})
                 check_finite(whole)
                 return module_parts(whole, rank, convolutions)
 
-        last = lru_cache(maxsize=1)(lambda index: parts_of(file.modules[index]))
+        cached, one_at_a_time = lru_cache(maxsize=1)(lambda index: parts_of(file.modules[index])), Lock()
+
+        def last(index: int) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+            with one_at_a_time:
+                return cached(index)
+
         names: dict[str, int] = {}
         diffs: dict[str, int] = {}
         for index, module in enumerate(file.modules):
