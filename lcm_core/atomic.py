@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -25,14 +26,17 @@ Write = Callable[[BinaryIO], None]
 
 PART = re.compile(r"\.lcm-lora-[0-9a-f]{16}\.part")
 LEFT_AFTER = 24 * 3600  # seconds; how old a part is that nobody writes any more, where files have no locks
+SYNCED_AT_ONCE = 2**26  # bytes
 WITHOUT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_whole(path: Path, write: Write, replace: bool = True) -> None:
     """What `write` writes becomes the file `path`, on the disk when this returns; on any error nothing is changed.
 
-    A new file has the mode that the umask gives, a replaced one keeps its own. Raises FileExistsError without `replace`
-    if there is a file, even one made meanwhile, and OSError with the path for what the system refuses.
+    It waits for the disk before the file takes its name: else a power cut soon after could leave the name with an empty
+    file, and the old one gone. A new file has the mode that the umask gives, a replaced one keeps its own. Raises
+    FileExistsError without `replace` if there is a file, even one made meanwhile, and OSError with the path for what
+    the system refuses.
     """
     with _naming(path):
         remove_leftovers(path.parent)
@@ -65,6 +69,26 @@ def write_numbered(folder: Path, stem: str, suffix: str, write: Write) -> Path:
                     number += 1
         _sync_folder(folder)
     return path
+
+
+@contextmanager
+def syncing(file: BinaryIO) -> Iterator[Callable[[], None]]:
+    """A function to call after each write: what is written of a long file goes onto the disk while more is made, so
+    that the end has less to wait for. Raises OSError at the end for what the disk did not take."""
+    with ThreadPoolExecutor(1) as thread:
+        begun: list[Future[None]] = []
+        position = 0
+
+        def sync() -> None:
+            nonlocal position
+            if file.tell() - position >= SYNCED_AT_ONCE and all(each.done() for each in begun):
+                file.flush()
+                begun.append(thread.submit(_sync, file))
+                position = file.tell()
+
+        yield sync
+        for each in begun:  # the system tells of what it could not write once, to the first that asks
+            each.result()
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -120,13 +144,17 @@ def _part(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 def _finish(file: BinaryIO) -> None:
     file.flush()
+    _sync(file)
+    if fcntl is None:
+        file.close()  # Windows renames no open file
+
+
+def _sync(file: BinaryIO) -> None:
     try:
         os.fsync(file.fileno())
     except OSError as error:
         if error.errno not in WITHOUT_SYNC:
             raise
-    if fcntl is None:
-        file.close()  # Windows renames no open file
 
 
 def _place(part: Path, path: Path, replace: bool) -> None:

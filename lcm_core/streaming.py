@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .atomic import write_whole
+from .atomic import syncing, write_whole
 from .files import (
     DTYPES,
     METADATA,
@@ -95,12 +95,14 @@ def write_streamed(
         numbers: dict[str, Tensor] = {}
         entries: dict[str, Entry] = {}
         file.seek(start)
-        for key, tensor in tensors:
-            if tensor.ndim == 0:
-                numbers[key] = tensor
-            else:
-                entries[key] = entry_of(key, tensor, file.tell())
-                file.write(bytes_of(tensor))
+        with syncing(file) as sync:
+            for key, tensor in tensors:
+                if tensor.ndim == 0:
+                    numbers[key] = tensor
+                else:
+                    entries[key] = entry_of(key, tensor, file.tell())
+                    file.write(bytes_of(tensor))
+                    sync()
         begin = start - sum(number.nbytes for number in numbers.values())
         file.seek(begin)
         for key, number in numbers.items():

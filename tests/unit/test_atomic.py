@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from lcm_core import atomic
-from lcm_core.atomic import remove_leftovers, write_whole
+from lcm_core.atomic import remove_leftovers, syncing, write_whole
 from lcm_core.files import write_lora, write_new
 
 ROOT = Path(__file__).parents[2]
@@ -234,4 +234,43 @@ def test_the_bytes_are_those_that_safetensors_reads(tmp_path):
 def test_what_the_format_cannot_hold_is_refused_before_writing(tmp_path, state, metadata, message):
     with pytest.raises(ValueError, match=message):
         write_lora(tmp_path / "a.safetensors", state, metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_file_goes_onto_the_disk_while_it_is_written(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+    monkeypatch.setattr("lcm_core.atomic.SYNCED_AT_ONCE", 100)
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(os.fstat(handle).st_size) or sync(handle))
+
+    def write(file):
+        with syncing(file) as go_on:
+            for _ in range(40):
+                file.write(b"x" * 50)
+                go_on()
+                time.sleep(0.002)
+
+    write_whole(tmp_path / "f", write)
+    assert (tmp_path / "f").read_bytes() == b"x" * 2000
+    assert seen[0] == 100 and len(seen) >= 3 and sorted(seen[:-1]) == seen[:-1] and 2000 in seen
+
+
+def test_what_the_disk_refuses_meanwhile_is_an_error_though_the_last_sync_succeeds(tmp_path, monkeypatch):
+    failures, sync = [OSError(errno.EIO, "Input/output error")], os.fsync
+    monkeypatch.setattr("lcm_core.atomic.SYNCED_AT_ONCE", 100)
+
+    def fsync(handle):
+        if failures:
+            raise failures.pop()
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def write(file):
+        with syncing(file) as go_on:
+            for _ in range(40):
+                file.write(b"x" * 50)
+                go_on()
+
+    with pytest.raises(OSError, match="can't be written: Input/output error"):
+        write_whole(tmp_path / "f", write)
     assert list(tmp_path.iterdir()) == []
