@@ -61,16 +61,21 @@ def native_suffix(role: str) -> str:
     return _roles()[role].native
 
 
-def kinds_of(module: Module) -> list[Kind]:
+def kinds_of(module: Module) -> tuple[Kind, ...]:
     """The kinds that a module has parts of, in the order in which they change a weight.
 
     Raises ValueError for two that would both say what is added.
     """
-    found = [kind for kind in kinds() if not kind.roles.keys().isdisjoint(module.tensors)]
+    found = _kinds_with(frozenset(module.tensors))
     whole = [kind.parameter for kind in found if not kind.modifies]
     if len(whole) > len(set(whole)):
         raise module.mixed()
     return found
+
+
+@lru_cache(maxsize=1 << 10)
+def _kinds_with(roles: frozenset[str]) -> tuple[Kind, ...]:
+    return tuple(kind for kind in kinds() if not kind.roles.keys().isdisjoint(roles))
 
 
 def sizes_of(module: Module) -> dict[str, Size]:
