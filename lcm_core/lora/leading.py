@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .gram import lower_gram, whole_gram
+
 # Rows below which all eigenvectors of the Gram matrix cost as little.
 SMALLEST = 256
 # A Chebyshev filter's degree, and how often one is applied before the exact way is the better one.
@@ -15,19 +17,6 @@ STEPS = 3
 RESIDUAL = 2e-5
 # The square of a singular value, of the largest one's, that float32 can't tell from zero in a Gram matrix.
 FLOOR = 1e-6
-
-
-def lower_gram(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """The lower triangle, at least, of matrix @ matrix.T in `dtype`."""
-    rows = len(matrix)
-    band = -(-rows // 4)
-    gram = matrix.new_zeros(rows, rows, dtype=dtype)
-    for columns in matrix.split(4096, dim=1):
-        columns = columns.to(dtype)
-        for start in range(0, rows, band):
-            end = start + band
-            gram[start:end, :end].addmm_(columns[start:end], columns[:end].T)
-    return gram
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -45,8 +34,7 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
     width = 2 * rank
     if matrix.dtype != torch.float32 or len(matrix) < max(SMALLEST, 2 * width):
         return None
-    gram = lower_gram(matrix, matrix.dtype)
-    basis = _subspace(gram.tril_().add_(gram.tril(-1).T), rank, width)
+    basis = _subspace(whole_gram(matrix, matrix.dtype), rank, width)
     if basis is None:
         return None
     for _ in range(STEPS):

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ..text import shortened
-from .leading import leading, lower_gram
+from .gram import ROUNDING, gram_root, lower_gram, or_one, whole_gram
+from .leading import leading
 
 # Values of a dense matrix, 2 GB in float32: half as many again as in the widest layer of a diffusion model (Flux.2's).
 LARGEST = 2**29
-# The share of Delta W's energy within which float32 can't tell a singular value from zero: an error of 1e-6.
-ROUNDING = 1e-12
 # Half the power of two of a dense Delta W's largest value up to which nothing of it is lost without scaling.
 MODERATE = 10
 
@@ -158,7 +157,8 @@ def concatenate(name: str, terms: Sequence[Factors], dtype: torch.dtype | None =
     for term in terms:
         rows = slice(start, start + term.rank)
         down[rows] = term.down.flatten(1)
-        up[:, rows] = term.up.flatten(1).to(torch.promote_types(term.up.dtype, dtype)) * (term.alpha / term.rank)
+        wider = term.up.flatten(1).to(device, torch.promote_types(term.up.dtype, dtype))
+        torch.mul(wider, term.alpha / term.rank, out=up[:, rows])
         start += term.rank
     return checked(name, Factors.of_matrices(down, up, shape))
 
@@ -186,22 +186,26 @@ def inner_product(name: str, a: Factors, b: Factors) -> float:
 
 
 def truncate(factors: Factors, limits: Limits | int | None = None) -> Factors:
-    """The nearest factors of lower rank (Eckart-Young): QR of both factors, SVD of the small core.
+    """The nearest factors of lower rank (Eckart-Young): down = L Q, Q Q^T = 1, and up L = U S V^T by Gram matrices.
 
     Singular values within rounding of zero always go; at least one stays. A number is a limit of the rank. The factors
-    are brought near 1 by powers of two first, so that a Delta W beyond its dtype's range has factors too.
+    are brought near 1 by powers of two where needed, so that a Delta W beyond its dtype's range has factors too.
     """
-    down, up = factors.down.to(factors.dtype).flatten(1), factors.up.to(factors.dtype).flatten(1)
-    down_power, up_power = _power(down), _power(up)
-    down, up = torch.ldexp(down, -down_power), torch.ldexp(up, -up_power)
-    ratio, ratio_power = math.frexp(factors.alpha / factors.rank)
-    power = int(down_power + up_power) + ratio_power
-    q_up, r_up = torch.linalg.qr(up * math.ldexp(ratio, power % 2))
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    keep = _limits(limits).kept(s.double().square(), factors.shape)
-    root = torch.ldexp(s[:keep].sqrt(), torch.tensor(power // 2))
-    return Factors.of_matrices(root[:, None] * (vh[:keep] @ q_down.T), (q_up @ u[:, :keep]) * root, factors.shape)
+    down, down_power = _moderate(factors.down.to(factors.dtype).flatten(1))
+    up, up_power = _moderate(factors.up.to(factors.dtype).flatten(1))
+    if len(down) > min(len(up), down.shape[1]):
+        dense = Factors.of_dense(up @ down)
+        down, up = dense.down, dense.up
+    root, inverse = gram_root(lower_gram(down, torch.float64))
+    values, vectors = torch.linalg.eigh(root.T @ whole_gram(up.T, torch.float64) @ root)
+    ratio = values.new_tensor(factors.alpha / factors.rank)
+    squares = values.flip(0).clamp(min=0) * ratio.abs().sign()
+    keep = _limits(limits).kept(squares, factors.shape)
+    vectors, half = vectors.flip(1)[:, :keep], squares[:keep].pow(0.25)
+    scale = torch.ldexp(ratio.abs().sqrt(), half.new_tensor(down_power + up_power)).sqrt()
+    to_down, to_up = half[:, None] * (vectors.T @ inverse) * scale, root @ vectors / or_one(half) * scale
+    down, up = to_down.to(down.dtype) @ down, up @ to_up.mul_(ratio.sign()).to(up.dtype)
+    return Factors.of_matrices(down.mul_(scale), up.mul_(scale), factors.shape)
 
 
 def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factors, float]:
@@ -212,9 +216,7 @@ def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factor
     `truncate`; float32 or wider.
     """
     matrix = delta.to(wide(delta.dtype)).flatten(1)
-    half = (_power(matrix) + 1) // 2
-    half = half * (half.abs() > MODERATE)
-    matrix = torch.ldexp(matrix, -2 * half) if half else matrix
+    matrix, half = _moderate(matrix)
     energy = matrix.norm(dim=1).double().square().sum()
     tall = matrix.shape[0] > matrix.shape[1]
     if tall:
@@ -236,7 +238,7 @@ def decompose(delta: Tensor, limits: Limits | int | None = None) -> tuple[Factor
         left, right = left[:, :keep], right[:keep]
     share = float(squares[:keep].sum() / squares.sum()) if squares[0] else 1.0
     root = right.norm(dim=1).sqrt().clamp(min=torch.finfo(matrix.dtype).tiny)
-    down, up = torch.ldexp(right / root[:, None], half), torch.ldexp(left * root, half)
+    down, up = (torch.ldexp(side, torch.tensor(half)) for side in (right / root[:, None], left * root))
     return Factors.of_matrices(*((up.T, down.T) if tall else (down, up)), delta.shape), share
 
 
@@ -266,10 +268,11 @@ def check_size(name: str, values: int) -> None:
         )
 
 
-def _power(matrix: Tensor) -> Tensor:
-    """The exponent e of the power of two that brings the largest value into [0.5, 1) as matrix * 2**-e."""
+def _moderate(matrix: Tensor) -> tuple[Tensor, int]:
+    """(a matrix as 4**h times another whose largest value is near 1, h), h = 0 where it is moderate already."""
     least, most = matrix.aminmax()
-    return torch.frexp(torch.maximum(most, -least)).exponent
+    half = (int(torch.frexp(torch.maximum(most, -least)).exponent) + 1) // 2
+    return (torch.ldexp(matrix, torch.tensor(-2 * half)), half) if abs(half) > MODERATE else (matrix, 0)
 
 
 def _limits(limits: Limits | int | None) -> Limits:

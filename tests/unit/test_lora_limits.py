@@ -120,7 +120,7 @@ def factors_of(value, rank=2, alpha=2.0, dtype=torch.float32):
     return Factors(down / down.abs().max() * value, up / up.abs().max() * value, alpha)
 
 
-@pytest.mark.parametrize("value", [1e38, 1e30, 1e19, 1.0, 1e-18, 1e-30])
+@pytest.mark.parametrize("value", [2e38, 1e38, 1e30, 1e19, 1.0, 1e-18, 1e-30])
 def test_compress_is_exact_however_large_the_factors_are(value):
     vector = LoRAVector({Q: factors_of(value)})
     small = vector.compress(1)
@@ -198,7 +198,7 @@ OVERFLOWS = {
     "combine ties": lambda a, b: combine([a, b], [1.0, 1.0], "ties"),
     "combine dare": lambda a, b: combine([a, b], [1.0, 1.0], "dare_linear", density=0.9),
     "combine to float16": lambda a, b: combine([a, b], [1.0, 1.0], dtype=torch.float16),
-    "compress": lambda a, b: a.compress(1),
+    "compress": lambda a, b: (100 * a).compress(1),
     "compress with alpha": lambda a, b: (1e200 * b).compress(),
     "norm": lambda a, b: (1e300 * a).norm(),
     "dot": lambda a, b: (1e200 * a).dot(1e200 * b),
@@ -313,3 +313,17 @@ def test_errors_quote_at_most_200_characters_of_a_name(state, metadata):
             read(state, metadata)
         assert len(str(caught.value)) < 2000
         assert "x" * 201 not in str(caught.value) and "0" * 201 not in str(caught.value)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-5, 1e-3, 0.1, 1.0])
+def test_truncating_is_the_svd_s_where_rows_nearly_repeat(apart):
+    g = torch.Generator().manual_seed(0)
+    down, up = torch.randn(8, 90, generator=g), torch.randn(70, 8, generator=g)
+    down = torch.cat([down, down + apart * torch.randn(8, 90, generator=g), torch.zeros(1, 90)])
+    up = torch.cat([up, -up + apart * torch.randn(70, 8, generator=g), torch.ones(70, 1)], dim=1)
+    u, s, vh = torch.linalg.svd(up.double() @ down.double(), full_matrices=False)
+    size = float(up.norm() * down.norm())
+    for rank in (4, 8, 16):
+        found = truncate(Factors(down, up, 17.0), rank)
+        best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+        assert float((found.up.double() @ found.down.double() - best).norm()) < 1e-6 * size

@@ -8,7 +8,8 @@ import torch
 
 from lcm_core.lora import LoRAVector, combine
 from lcm_core.lora.ahead import Ahead
-from lcm_core.lora.leading import leading, lower_gram
+from lcm_core.lora.gram import lower_gram
+from lcm_core.lora.leading import leading
 from lcm_core.lora.lowrank import Factors, Limits, decompose
 from lcm_core.lora.methods.della import _ranks
 from lcm_core.lora.pruning import keep_largest

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..lowrank import ROUNDING, Factors
+from ..gram import ROUNDING
+from ..lowrank import Factors
 from ..method import method
 from ..options import PerModule
 from ..terms import Merge, Terms, module_products, scaled, vector_products
