@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .gram import lower_gram, whole_gram
 
+Operator = Callable[[Tensor], Tensor]
+
 # Rows below which all eigenvectors of the Gram matrix cost as little.
 SMALLEST = 256
 # A Chebyshev filter's degree, and how often one is applied before the exact way is the better one.
 DEGREE, FILTERS = 4, 6
+# How many products with a subspace are usual.
+PRODUCTS = 8
 # How many steps with the matrix itself may follow.
 STEPS = 3
 # The residual that is allowed, of the singular vectors' own size: an error of the product below 1e-4.
@@ -20,11 +26,11 @@ FLOOR = 1e-6
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(left (rows, b), right (b, columns), squares (b)) of a matrix (rows <= columns), b > rank, or None.
+    """(left (rows, b), right (b, columns), squares (b)) of a matrix (rows <= columns), b >= rank, or None.
 
     left has orthonormal columns and left @ right is the matrix on them, its rows orthogonal and of the squared norms
-    `squares` (float64, descending). The first `rank` are the truncated SVD: a subspace of the Gram matrix, filtered by
-    Chebyshev polynomials (Zhou & Saad, 2007), then a step with the matrix itself, whose residual is looked at:
+    `squares` (float64, descending). The first `rank` are the truncated SVD: a subspace of the Gram matrix's, filtered
+    by Chebyshev polynomials (Zhou & Saad, 2007), and where the residual is too large, steps with the matrix itself:
     ||A v - s u|| of all `rank` together is at most RESIDUAL of ||s||. Where s_rank and the next are nearly equal, the
     vectors are any that hold the same energy.
 
@@ -34,46 +40,57 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
     width = 2 * rank
     if matrix.dtype != torch.float32 or len(matrix) < max(SMALLEST, 2 * width):
         return None
-    basis = _subspace(whole_gram(matrix, matrix.dtype), rank, width)
+    basis = _subspace(_operator(matrix, width), matrix.new_zeros(len(matrix), width), rank)
     if basis is None:
         return None
+    part = basis[:, :rank]
     for _ in range(STEPS):
-        left, right, squares = _turned(basis, matrix)
+        left, right, squares = _turned(part, matrix)
         values = squares.sqrt().to(matrix.dtype).clamp(min=torch.finfo(matrix.dtype).tiny)
-        image = matrix @ right.T / values
-        basis = torch.linalg.qr(image)[0]
-        if (image - left * values)[:, :rank].norm() <= RESIDUAL * values[:rank].norm():
-            return _turned(basis, matrix)
+        residual = matrix @ right.T / values - left * values
+        if residual[:, :rank].norm() <= RESIDUAL * values[:rank].norm():
+            return left, right, squares
+        part = basis = torch.linalg.qr(matrix @ (matrix.T @ basis))[0]
     return None
 
 
-def _subspace(gram: Tensor, rank: int, width: int) -> Tensor | None:
-    """An orthonormal basis (rows, width) that holds the `rank` leading eigenvectors of a symmetric matrix."""
-    draw = torch.randn(len(gram), width, generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
-    basis = draw.to(gram.device)
+def _operator(matrix: Tensor, width: int) -> Operator:
+    """What multiplies `width` columns by matrix @ matrix.T: by that itself, or by both where this is less work."""
+    if 1.25 * len(matrix) > 4 * PRODUCTS * width:  # operations for each of the matrix's values
+        return lambda columns: matrix @ (matrix.T @ columns)
+    gram = whole_gram(matrix, matrix.dtype)
+    return lambda columns: gram @ columns
+
+
+def _subspace(times: Operator, start: Tensor, rank: int) -> Tensor | None:
+    """An orthonormal basis (rows, width) that holds the `rank` leading eigenvectors of a symmetric matrix.
+
+    times: multiplies by that. start: zeros of the basis's size, whose numbers are drawn here.
+    """
+    basis = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=start.dtype).to(start.device)
     for _ in range(2):
-        basis = torch.linalg.qr(gram @ basis)[0]
+        basis = torch.linalg.qr(times(basis))[0]
     for _ in range(FILTERS):
-        image = gram @ basis
+        image = times(basis)
         values, turn = torch.linalg.eigh((basis.T @ image).double())
-        values, turn = values.flip(0), turn.flip(1).to(gram.dtype)
+        values, turn = values.flip(0), turn.flip(1).to(basis.dtype)
         if not values[rank - 1] > FLOOR * values[0]:
             return None
         basis, image = basis @ turn, image @ turn
-        sizes = values.to(gram.dtype)
+        sizes = values.to(basis.dtype)
         residual = (image - basis * sizes)[:, :rank] / sizes[:rank].sqrt()
         if residual.norm() <= RESIDUAL * sizes[:rank].sum().sqrt():
             return basis
-        basis = torch.linalg.qr(_filtered(gram, basis, image, float(values[-1])))[0]
+        basis = torch.linalg.qr(_filtered(times, basis, image, float(values[-1])))[0]
     return None
 
 
-def _filtered(gram: Tensor, basis: Tensor, image: Tensor, end: float) -> Tensor:
-    """T(gram) basis of the Chebyshev polynomial that stays within [-1, 1] on [0, end]; image is gram @ basis."""
+def _filtered(times: Operator, basis: Tensor, image: Tensor, end: float) -> Tensor:
+    """T(A) basis of the Chebyshev polynomial that stays within [-1, 1] on [0, end]; image is A basis = times(basis)."""
     half = end / 2
     before, now = basis, (image - half * basis) / half
     for _ in range(DEGREE - 1):
-        before, now = now, (gram @ now - half * now) * (2 / half) - before
+        before, now = now, (times(now) - half * now) * (2 / half) - before
     return now / now.norm(dim=0)
 
 

@@ -32,8 +32,10 @@ SPECTRA = {
 }
 
 
+@pytest.mark.parametrize("products", [0, 1000])
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_leading_directions_hold_the_energy_of_the_truncated_svd(spectrum):
+def test_leading_directions_hold_the_energy_of_the_truncated_svd(spectrum, products, monkeypatch):
+    monkeypatch.setattr("lcm_core.lora.leading.PRODUCTS", products)
     values = SPECTRA[spectrum](torch.arange(ROWS).double())
     matrix, u, v = matrix_of(values)
     left, right, squares = leading(matrix, RANK)
