@@ -69,8 +69,8 @@ def _largest(matrix: Tensor, sizes: np.ndarray, count: int) -> Tensor:
     sizes.partition(start)
     least = sizes[start]
     kept = torch.nn.functional.hardshrink(matrix, float(np.nextafter(least, -least.dtype.type(np.inf))))
-    left_out = np.count_nonzero(sizes[:start] == least) if least else 0
-    if left_out:
+    if start and least and sizes[:start].max() == least:
+        left_out = np.count_nonzero(sizes[:start] == least)
         equal = (matrix.abs().flatten() == float(least)).nonzero().flatten()
         kept.view(-1)[equal[-left_out:]] = 0
     return kept
@@ -108,8 +108,11 @@ def elected_mean(majority_sign_method: str) -> Fuse:
     def merge(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         votes = matrices if majority_sign_method == "total" else [matrix.sign() for matrix in matrices]
         sign = torch.copysign(torch.ones_like(matrices[0]), sum(votes[1:], votes[0]))
-        agree = [(matrix * sign).gt_(0) for matrix in matrices]
-        total = weighted_sum([matrix * agreed for matrix, agreed in zip(matrices, agree, strict=True)], weights)
-        return total.div_(sum(agree[1:], agree[0]).clamp(min=1))
+        total, count = torch.zeros_like(sign), torch.zeros_like(sign)
+        for matrix, weight in zip(matrices, weights, strict=True):
+            agrees = (matrix * sign).gt_(0)
+            total.addcmul_(matrix, agrees, value=weight)
+            count += agrees
+        return total.div_(count.clamp_(min=1))
 
     return merge
