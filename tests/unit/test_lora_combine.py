@@ -5,8 +5,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lcm_core.lora import Factors, LoRAVector
+from lcm_core.lora import Factors, LoRAVector, lowrank
 from lcm_core.lora.combine import METHODS, combine
+from lcm_core.lora.leading import leading
 from lcm_core.lora.pruning import random_mask
 from lcm_core.lora.terms import sum_norm
 
@@ -48,15 +49,21 @@ class Tiny(torch.nn.Module):
         self.point = torch.nn.Conv2d(6, 5, 1)
 
 
-def peft_pair():
+class Wide(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(700, 300)
+
+
+def peft_pair(net=Tiny, ranks=(3, 2)):
     """A PEFT model with two adapters of different rank, alpha and targets, and both as vectors."""
     torch.manual_seed(0)
-    targets = ["linear", "conv", "point"]
-    model = get_peft_model(
-        Tiny(), LoraConfig(r=3, lora_alpha=5, target_modules=[*targets, "only_a"], init_lora_weights=False), "style"
-    )
-    model.add_adapter("lcm", LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False))
-    layers = {name: getattr(model.base_model.model, name) for name in ["linear", "only_a", "conv", "point"]}
+    names = [name for name, _ in net().named_children()]
+    config = LoraConfig(r=ranks[0], lora_alpha=5, target_modules=names, init_lora_weights=False)
+    model = get_peft_model(net(), config, "style")
+    targets = [name for name in names if name != "only_a"]
+    model.add_adapter("lcm", LoraConfig(r=ranks[1], lora_alpha=4, target_modules=targets, init_lora_weights=False))
+    layers = {name: getattr(model.base_model.model, name) for name in names}
 
     def read(adapter):
         return LoRAVector(
@@ -81,7 +88,19 @@ def peft_pair():
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:The density 1.0")
 def test_equals_peft(monkeypatch, method, sign, density, weights, rank):
-    model, layers, a, b = peft_pair()
+    equals_peft(monkeypatch, peft_pair(), method, sign, density, weights, rank)
+
+
+@pytest.mark.parametrize("method, sign", [("ties", "total"), ("dare_linear", None), ("dare_ties", "frequency")])
+def test_equals_peft_on_layers_that_are_not_decomposed_whole(monkeypatch, method, sign):
+    found = []
+    monkeypatch.setattr(lowrank, "leading", lambda *given: found.append(leading(*given)) or found[-1])
+    equals_peft(monkeypatch, peft_pair(Wide, (12, 16)), method, sign, 0.5, (0.8, 1.0), 16)
+    assert len(found) == 1 and found[0] is not None
+
+
+def equals_peft(monkeypatch, pair, method, sign, density, weights, rank):
+    model, layers, a, b = pair
     options = {"density": density, **({"majority_sign_method": sign} if sign else {})}
     draws = iter([(name, i) for name, *_ in model.base_model.model.named_modules()
                   for i, v in enumerate((a, b)) if name.split(".")[-1] in v.modules])  # fmt: skip
