@@ -18,7 +18,7 @@ from ...lcm_core.text import listed
 from .activations import PathHook, Paths
 from .lora_model import file_of, to_vector
 from .loras import fitted, module_patches, parts_of, purposes
-from .targets import Target, find_targets, model_targets
+from .targets import Target, find_targets, targets_of
 
 
 class StepStrength(comfy.hooks.HookKeyframeGroup):
@@ -75,7 +75,7 @@ def places(model: torch.nn.Module, file: LoRAFile, on_clip: bool = False) -> lis
     ValueError for a LoRA that is for another architecture, or that gives a weight another shape.
     """
     key_map = comfy.lora.model_lora_keys_clip if on_clip else comfy.lora.model_lora_keys_unet
-    targets = model_targets(model, key_map(model, {}))
+    targets = targets_of(model, key_map)
     modules, all_sizes = fitted(file, targets)
     sizes = parts_of(all_sizes)[on_clip]
     swapped = {name for name, module in modules.items() if module.spelling.swapped}

@@ -17,7 +17,7 @@ from ...lcm_core.lora.module import Module
 from ...lcm_core.lora.names import flat, read_name
 from ...lcm_core.text import listed, shortened
 from .lora_model import file_of
-from .targets import find_targets, model_targets, weight_shape
+from .targets import find_targets, targets_of, weight_shape
 
 # What the host applies as it is meant: a plain LoRA and whole weights.
 HOST_ROLES = {"down", "up", "alpha", "reshape_weight", "set_weight"}
@@ -80,11 +80,11 @@ def misshapen(patcher, modules: Mapping[str, Module], targets: Mapping[str, str 
     found = {}
     for name, target in targets.items():
         tensors = modules[name].tensors
-        have = weight_shape(patcher.model, target) if isinstance(target, str) else None
-        if have is None or tensors.keys() == {"diff_b"}:
-            continue
         adapters = [patch for _, patch, *_ in patcher.patches.get(target, ()) if isinstance(patch, LoRAAdapter)]
         before = [tuple(adapter.weights[5]) for adapter in adapters if adapter.weights[5] is not None]
+        if not isinstance(target, str) or tensors.keys() == {"diff_b"} or not (before or "reshape_weight" in tensors):
+            continue
+        have = weight_shape(patcher.model, target)
         if "reshape_weight" in tensors:
             padded = tuple(tensors["reshape_weight"].tolist())
             have = (before or [have])[-1]
@@ -116,14 +116,14 @@ def apply_vector(
     Nothing is half applied: without it they are a ValueError, naming both, as is a LoRA that fits nothing.
     """
     file = file_of(lora)
-    targets = model_targets(model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
+    targets = targets_of(model.model, comfy.lora.model_lora_keys_unet)
     modules, sizes = fitted(file, targets)
     swapped = {name for name, module in modules.items() if module.spelling.swapped}
     units, texts = parts_of(sizes)
     found, misfits = find_targets(model.model, targets, units, swapped)
     found_texts: dict = {}
     if clip is not None:
-        targets = model_targets(clip.cond_stage_model, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+        targets = targets_of(clip.cond_stage_model, comfy.lora.model_lora_keys_clip)
         found_texts, text_misfits = find_targets(clip.cond_stage_model, targets, texts)
         misfits |= text_misfits
     misfits |= misshapen(model, modules, found)

@@ -7,6 +7,7 @@ finds the weight, and the parts of a fused weight find their rows.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import comfy.utils
 import torch
@@ -20,9 +21,18 @@ from ...lcm_core.text import shortened
 # A weight's key; or with its rows (axis, start, length), and what is done to the difference before it is added.
 Target = str | tuple[str, tuple[int, int, int] | None] | tuple[str, tuple[int, int, int] | None, Callable]
 
+_FOUND: WeakKeyDictionary[torch.nn.Module, dict[str, Target]] = WeakKeyDictionary()
+
 
 def exchange_halves(delta: Tensor) -> Tensor:
     return delta.roll(len(delta) // 2, 0)
+
+
+def targets_of(model: torch.nn.Module, key_map: Callable[[torch.nn.Module, dict], dict]) -> dict[str, Target]:
+    """`model_targets` by a key map function of the host, made once for a model: they stay the same as long as it is."""
+    if model not in _FOUND:
+        _FOUND[model] = model_targets(model, key_map(model, {}))
+    return _FOUND[model]
 
 
 def model_targets(model: torch.nn.Module, key_map: Mapping[str, str | tuple]) -> dict[str, Target]:
