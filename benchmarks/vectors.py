@@ -21,7 +21,7 @@ memory is the peak beyond what the imports take. load is the machine's when the 
 The error is ||result - sum|| / ||sum|| against the dense sum in float64, of the smallest linear layer and convolution;
 `best` is that of the truncated SVD in float64. With --comfyui (run it with ComfyUI's Python), Load Acceleration LoRA is
 compared with core's LoraLoaderModelOnly on a Stable Diffusion 1.5 UNet of full size: the node alone, and with the
-weights patched.
+weights patched. So is a sum that LoRA Vector Arithmetic makes anew of two loaded vectors put on it, patches alone.
 """
 
 from __future__ import annotations
@@ -253,7 +253,8 @@ def in_new_process(*arguments: object) -> dict[str, float]:
 
 
 def apply(comfyui: Path, base: Path, folder: Path, repeats: int) -> dict[str, float]:
-    """Seconds of our loader and core's for one file, on a Stable Diffusion 1.5 UNet of full size."""
+    """Seconds of our loader and core's for one file, and of a sum of two loaded vectors and its way onto the model, a
+    Stable Diffusion 1.5 UNet of full size."""
     from tools.inprocess import load_host
 
     host = load_host(comfyui, base)
@@ -292,7 +293,18 @@ def apply(comfyui: Path, base: Path, folder: Path, repeats: int) -> dict[str, fl
 
         return act
 
+    loaded = [host.run("LCMLoRA_LoadVector", lora_name=f"{name}.safetensors")[0] for name in "ab"]
+    sums: list[dict] = []
+
+    def arithmetic() -> None:
+        sums[:] = host.run("LCMLoRA_Arithmetic", a=loaded[0], lambda_1=0.8, b=loaded[1], lambda_2=1.0)
+
+    def applied():
+        return host.run("LCMLoRA_ApplyVector", model=model, lora=sums[0], strength=1.0)[0]
+
     return {
+        **dict(zip(("LoRA Vector Arithmetic of two, s", "Apply LoRA Vector of its sum, s"),
+                   in_turns(repeats, arithmetic, applied), strict=True)),
         **dict(zip(("Load Acceleration LoRA, s", "LoraLoaderModelOnly, s"),
                    in_turns(repeats, ours, core), strict=True)),
         **dict(zip(("the same with weights patched, s", "core's with weights patched, s"),
@@ -358,9 +370,9 @@ def main() -> None:
                 results[family]["errors"] = off = errors(a, b, rank)
                 print("errors:", ", ".join(f"{name} {value:.9f}" for name, value in off.items()))
         if args.comfyui:
-            path = Path(temporary) / "a.safetensors"
-            write_file(path, shapes_of("sd15"), RANKS["sd15"], 0)
-            applied = apply(*args.comfyui, path.parent, args.repeats)
+            for seed, name in enumerate("ab"):
+                write_file(Path(temporary) / f"{name}.safetensors", shapes_of("sd15"), RANKS["sd15"], seed)
+            applied = apply(*args.comfyui, Path(temporary), args.repeats)
             print(*(f"{name:34}{value:8.3f}" for name, value in applied.items()), sep="\n")
             results["apply"] = applied
     if args.json:
