@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
-from .schedule import NoiseSchedule, expand
+from .schedule import FlowSchedule, Schedule, expand
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 Denoise = Callable[[Tensor, float], Tensor]
 Process = Callable[[float], tuple[float, float]]
 Callback = Callable[[int, float, Tensor, Tensor], object]
@@ -47,39 +47,44 @@ def boundary_scalings(
 
 
 def predict_x0(
-    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: Schedule, prediction: Prediction = "epsilon"
 ) -> Tensor:
     """The clean x̂₀ that a model's output implies, (B, …) in the dtype of x.
 
-    ε: (x − σ·ε)/α; v: α·x − σ·v; sample: the output. `t` is one timestep or (B,).
-    ValueError for an ε-prediction where α = 0 (x holds no signal there), or an unknown prediction.
+    ε: (x − σ·ε)/α; v: α·x − σ·v; sample: the output; flow: x − σ·v of the velocity v = ε − x₀. `t` is one timestep or
+    (B,). ValueError for an ε-prediction where α = 0 (x holds no signal there), an unknown prediction, or one of a flow
+    on another schedule.
     """
-    _check_prediction(prediction)
+    _check_prediction(prediction, schedule)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if prediction == "epsilon":
         _check_divisor("alpha", alpha, t, "a zero-terminal-SNR model must predict v or the sample")
         x0 = (x - expand(sigma, x) * output) / expand(alpha, x)
     elif prediction == "v_prediction":
         x0 = expand(alpha, x) * x - expand(sigma, x) * output
+    elif prediction == "flow_prediction":
+        x0 = x - expand(sigma, x) * output
     else:
         x0 = output
     return x0.to(x.dtype)
 
 
 def predict_noise(
-    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: Schedule, prediction: Prediction = "epsilon"
 ) -> Tensor:
     """The noise ε̂ that a model's output implies, (B, …) in the dtype of x.
 
-    ε: the output; v: α·v + σ·x; sample: (x − α·x̂₀)/σ. `t` is one timestep or (B,).
-    ValueError for a sample prediction where σ = 0 (x holds no noise there), or an unknown prediction.
+    ε: the output; v: α·v + σ·x; sample: (x − α·x̂₀)/σ; flow: x + (1 − σ)·v. `t` is one timestep or (B,).
+    ValueError for a sample prediction where σ = 0 (x holds no noise there), and as `predict_x0`.
     """
-    _check_prediction(prediction)
+    _check_prediction(prediction, schedule)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if prediction == "epsilon":
         noise = output
     elif prediction == "v_prediction":
         noise = expand(alpha, x) * output + expand(sigma, x) * x
+    elif prediction == "flow_prediction":
+        noise = x + expand(alpha, x) * output
     else:
         _check_divisor("sigma", sigma, t, "leave out the timestep without noise")
         noise = (x - expand(alpha, x) * output) / expand(sigma, x)
@@ -87,12 +92,15 @@ def predict_noise(
 
 
 def consistency_function(
-    output: Tensor, x: Tensor, t: float | Tensor, schedule: NoiseSchedule, prediction: Prediction = "epsilon"
+    output: Tensor, x: Tensor, t: float | Tensor, schedule: Schedule, prediction: Prediction = "epsilon"
 ) -> Tensor:
     """f_θ(x, t) = c_skip(t)·x + c_out(t)·x̂₀ (arXiv 2310.04378), from the model's output at (x, t).
 
+    Of a flow it is x̂₀ = x − σ·v, which is x at σ = 0 as it is: c_skip and c_out are in it (arXiv 2303.01469, eq. 5).
     `output` and `x` are (B, …), `t` one timestep or (B,); returns (B, …) in the dtype of x.
     """
+    if isinstance(schedule, FlowSchedule):
+        return predict_x0(output, x, t, schedule, prediction)
     c_skip, c_out = boundary_scalings(t)
     x0 = predict_x0(output, x, t, schedule, prediction)
     return (expand(c_skip, x) * x + expand(c_out, x) * x0).to(x.dtype)
@@ -230,9 +238,12 @@ def stream_sample(
         window = kept
 
 
-def _check_prediction(prediction: str) -> None:
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"prediction {prediction!r} is not known; use 'epsilon', 'v_prediction' or 'sample'")
+def _check_prediction(prediction: str, schedule: Schedule) -> None:
+    if prediction not in get_args(Prediction):
+        known = ", ".join(map(repr, get_args(Prediction)))
+        raise ValueError(f"prediction {prediction!r} is not known; use {known}")
+    if prediction == "flow_prediction" and not isinstance(schedule, FlowSchedule):
+        raise ValueError("flow_prediction is that of x = (1 − σ)·x₀ + σ·ε; give it a FlowSchedule")
 
 
 def _check_divisor(name: str, value: Tensor, t: float | Tensor, remedy: str) -> None:

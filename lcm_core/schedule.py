@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -79,6 +80,22 @@ class NoiseSchedule:
         """(α(t), σ(t)) as floats: the forward process over timesteps, as `multistep_sample` wants it."""
         return self.alpha(t).item(), self.sigma(t).item()
 
+    def share(self, t: Tensor) -> Tensor:
+        """The share (t + 1)/T of the range that a timestep ends, float64 on the CPU."""
+        return (t.cpu().to(torch.float64) + 1) / self.steps
+
+    def level(self, share: Tensor) -> Tensor:
+        """The last timestep that ends within a share of the range, int64: T − 1 for 1, and 0 for less than 1/T."""
+        return (share * self.steps + 1e-6).floor().long().sub(1).clamp(min=0)
+
+    def time(self, t: Tensor) -> Tensor:
+        """σ(t)/α(t), float64: the time of x/α = x₀ + time·ε (arXiv 2206.00364), infinite where α is 0."""
+        return self.sigma(t) / self.alpha(t)
+
+    def at(self, time: Tensor) -> Tensor:
+        """The last timestep of at most this `time`, int64; 0 for less than the first one's."""
+        return (torch.searchsorted(self.time(torch.arange(self.steps)), time, right=True) - 1).clamp(min=0)
+
     def _at(self, t: float | Tensor) -> Tensor:
         t = torch.as_tensor(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=torch.float64)
         inside = (t >= 0) & (t <= self.steps - 1)
@@ -119,6 +136,55 @@ class Flow:
     def process(self, sigma: float) -> tuple[float, float]:
         """(α, σ) = (1 − σ, σ): the forward process over σ, as `multistep_sample` wants it."""
         return 1 - sigma, sigma
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """A flow model's forward process x = (1 − σ)·x₀ + σ·ε as NoiseSchedule is a diffusion's: its timesteps are σ.
+
+    `flow` has the model's shift, which says where an even share of the range lies. Timesteps may be Python numbers or
+    tensors of any shape; one outside [0, 1] is a ValueError.
+    """
+
+    flow: Flow = Flow()
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """1 − σ, float64 on the CPU, in the shape of t."""
+        return 1 - self.sigma(t)
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """σ, float64 on the CPU, in the shape of t."""
+        t = torch.as_tensor(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=torch.float64)
+        inside = (t >= 0) & (t <= 1)
+        if not inside.all():
+            outside = t[~inside].flatten()[0].item()
+            raise ValueError(f"sigma {outside:g} is outside [0, 1]; a flow model's timesteps here are its sigmas")
+        return t
+
+    def process(self, t: float) -> tuple[float, float]:
+        """(1 − σ, σ), as `multistep_sample` wants it."""
+        return self.flow.process(t)
+
+    def share(self, t: Tensor) -> Tensor:
+        """The share u of the range whose σ(u) is t, float64 on the CPU."""
+        sigma, shift = self.sigma(t), self.flow.shift
+        return sigma / (shift - (shift - 1) * sigma)
+
+    def level(self, share: Tensor) -> Tensor:
+        """σ(u) of a share u in [0, 1] of the range (arXiv 2403.03206, eq. 23), float64."""
+        share, shift = share.to(torch.float64), self.flow.shift
+        return (shift * share / (1 + (shift - 1) * share)).clamp(max=1)
+
+    def time(self, t: Tensor) -> Tensor:
+        """σ itself, the time of the flow, float64."""
+        return self.sigma(t)
+
+    def at(self, time: Tensor) -> Tensor:
+        """The σ of a `time`: itself."""
+        return time
+
+
+Schedule: TypeAlias = NoiseSchedule | FlowSchedule
 
 
 def lcm_timesteps(steps: int, *, original_steps: int = 50, strength: float = 1.0, train_steps: int = 1000) -> list[int]:
@@ -222,6 +288,13 @@ def trailing_sigmas(steps: int, flow: Flow) -> list[float]:
     """
     check_count("steps", steps)
     return [flow.sigma((steps - i) / steps) for i in range(steps)]
+
+
+def trailing_levels(steps: int, schedule: Schedule) -> list[int] | list[float]:
+    """`trailing_timesteps` of a NoiseSchedule, `trailing_sigmas` of a FlowSchedule."""
+    if isinstance(schedule, FlowSchedule):
+        return trailing_sigmas(steps, schedule.flow)
+    return trailing_timesteps(steps, schedule.steps)
 
 
 def expand(values: float | Tensor, x: Tensor) -> Tensor:
