@@ -137,7 +137,7 @@ def script(args: argparse.Namespace, passes: dict[str, Callable[[], object]]) ->
 
     for step in range(args.turns + 1):
         z, cond, uncond = batch(args, step)
-        draw = draw_step(DistillConfig(), z, SCHEDULE.steps, step)
+        draw = draw_step(DistillConfig(), z, SCHEDULE, step)
         t, t_next, w = draw.t, draw.t_next, draw.omega.float()[:, None, None, None]
         x = at(root_abar, t) * z + at(root_rest, t) * draw.noise
         predicted = consistent(noise_of(unet, x, t, cond), x, t)

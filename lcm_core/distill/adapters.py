@@ -37,8 +37,9 @@ class LoRAAdapter(nn.Module):
 
     The model keeps its own weights and names. It is hooked, not changed: `using(None)` gives back the model without
     adapter, so a teacher and its student share one copy of the weights, and `remove()` ends it. The parameters are
-    `down[i]` (rank, in, ...), float32 and Kaiming-uniform, and `up[i]` (out, rank, ...), zero, for the module
-    `names[i]`. `average` is None, or the average that `distill` keeps of them as its target.
+    `down[i]` (rank, in, ...), float32 and Kaiming-uniform, drawn on the CPU whatever the device, and `up[i]`
+    (out, rank, ...), zero, for the module `names[i]`. `average` is None, or the average that `distill` keeps of them as
+    its target.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class LoRAAdapter(nn.Module):
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         for site, rank in zip(sites.values(), ranks, strict=True):
             weight = site.weight
-            down = torch.empty(rank, *weight.shape[1:], device=weight.device)
+            down = torch.empty(rank, *weight.shape[1:], device="meta" if weight.is_meta else "cpu")
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-            self.down.append(nn.Parameter(down))
+            self.down.append(nn.Parameter(down.to(weight.device)))
             up = torch.zeros(weight.shape[0], rank, *[1] * (weight.ndim - 2), device=weight.device)
             self.up.append(nn.Parameter(up))
         self.average: list[Tensor] | None = None

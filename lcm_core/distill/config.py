@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ..solvers import SOLVERS
+from ..text import listed
+from .distances import DISTANCES
+from .objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Settings of `distill`, with the defaults of diffusers' LCM-LoRA scripts.
 
-    objective: lcd distils a teacher (arXiv 2311.05556, Algorithm 1), lcf fine-tunes an LCM without one.
-    solver: the teacher's step Ψ, `losses.ddim` or `losses.dpmpp_2s`, which evaluates it twice.
+    objective: one of `objectives.OBJECTIVES`: lcd distils a teacher (arXiv 2311.05556, Algorithm 1), lcf fine-tunes an
+        LCM without one, and others. terms: further objectives that are added to it, by name with their weights.
+    warm_start: so many of the first steps have the objective `guided` alone.
+    options: of these objectives, by name; the rest have their defaults.
+    solver: the teacher's step Ψ, one of `solvers.SOLVERS`; dpm++ and heun (of a flow) evaluate it twice.
     links: steps that the teacher's trajectory is cut into (skipping k = 1000 // links); on_grid as in `draw_timesteps`.
     omega: the range of the guidance ω, drawn evenly, or one number twice; scale 1 + ω of classifier-free guidance.
+    distance: one of `distances.DISTANCES`; huber_c: its scale c (l2 has none).
     target_decay: None for the student itself without gradient (LoRA), else the decay of the average of its weights
         that is the target and, at the end, the result (full models: 0.95).
     warmup: steps of linear warm-up; decay_to: share of the learning rate that a half cosine ends at (1 is constant).
@@ -24,13 +34,16 @@ class DistillConfig:
 
     steps: int = 1000
     learning_rate: float = 1e-4
-    objective: Literal["lcd", "lcf"] = "lcd"
-    solver: Literal["ddim", "dpm++"] = "ddim"
+    objective: str = "lcd"
+    terms: Mapping[str, float] = field(default_factory=dict, hash=False)
+    warm_start: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    solver: str = "ddim"
     links: int = 50
     on_grid: bool = True
     omega: tuple[float, float] = (5.0, 15.0)
     target_decay: float | None = None
-    distance: Literal["huber", "l2"] = "huber"
+    distance: str = "huber"
     huber_c: float = 0.001
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: float = 0.0
@@ -46,6 +59,14 @@ class DistillConfig:
         low, high = self.omega
         checks = {
             "steps": (self.steps >= 1, "at least 1"),
+            "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+            "terms": (
+                all(name in OBJECTIVES and 0 < weight < math.inf for name, weight in self.terms.items()),
+                f"weights above 0 of {', '.join(OBJECTIVES)}",
+            ),
+            "warm_start": (0 <= self.warm_start <= self.steps, f"0 … {self.steps}, the steps"),
+            "solver": (self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
+            "distance": (self.distance in DISTANCES, f"one of {', '.join(DISTANCES)}"),
             "learning_rate": (0 < self.learning_rate < 1, "in (0, 1)"),
             "omega": (0 <= low <= high < math.inf, "0 <= low <= high; the scripts use 5 to 15"),
             "target_decay": (self.target_decay is None or 0 <= self.target_decay < 1, "None or in [0, 1)"),
@@ -66,6 +87,33 @@ class DistillConfig:
         for name, (holds, rule) in checks.items():
             if not holds:
                 raise ValueError(f"{name} {getattr(self, name)} must be {rule}")
+        self.resolved  # noqa: B018
+
+    @property
+    def used(self) -> list[str]:
+        """The names of the objectives of the training."""
+        return list(dict.fromkeys([*(["guided"] if self.warm_start else []), self.objective, *self.terms]))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether an objective asks the guided teacher."""
+        return any(OBJECTIVES[name].teacher for name in self.used)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every option of the objectives used, the defaults of those that are not given included.
+
+        ValueError for an option that none of them has, and a value that is not allowed.
+        """
+        whole: dict[str, Any] = {}
+        for name in self.used:
+            known = OBJECTIVES[name].options
+            whole |= OBJECTIVES[name].resolved({key: value for key, value in self.options.items() if key in known})
+        if unknown := [key for key in self.options if key not in whole]:
+            raise ValueError(
+                f"{' and '.join(self.used)} have no option {listed(unknown)}; the options: {', '.join(whole) or 'none'}"
+            )
+        return whole
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

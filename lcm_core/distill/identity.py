@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..consistency import Prediction
-from ..schedule import NoiseSchedule
+from ..schedule import FlowSchedule, Schedule
 from .config import DistillConfig
 
 MAY_CHANGE = ("steps", "learning_rate", "save_every")  # on resuming; steps only where the rate does not decay
@@ -47,11 +47,19 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def training_identity(
-    weights: Identified, schedule: NoiseSchedule, prediction: Prediction, given: Mapping[str, str]
+    weights: Identified, schedule: Schedule, prediction: Prediction, given: Mapping[str, str]
 ) -> dict[str, str]:
     """What a training is known by beside its settings: `given` by its caller, its weights' own, and the schedule."""
-    table = fingerprint({"alphas_cumprod": schedule.alphas_cumprod})
+    if isinstance(schedule, FlowSchedule):
+        table = f"flow of shift {schedule.flow.shift!r}"
+    else:
+        table = fingerprint({"alphas_cumprod": schedule.alphas_cumprod})
     return {**given, **weights.identity, "schedule": table, "prediction": prediction}
+
+
+def all_settings(config: DistillConfig) -> dict[str, Any]:
+    """The settings as JSON has them, with the value of every option of the objectives used."""
+    return json.loads(json.dumps({**asdict(config), "options": config.resolved}))
 
 
 def fixed_settings(config: DistillConfig) -> dict[str, Any]:
@@ -59,9 +67,8 @@ def fixed_settings(config: DistillConfig) -> dict[str, Any]:
 
     A rate that decays is laid out for its number of steps, which is then fixed too: more would raise it again.
     """
-    settings = json.loads(json.dumps(asdict(config)))
     return {
         name: value
-        for name, value in settings.items()
+        for name, value in all_settings(config).items()
         if name not in MAY_CHANGE or (name == "steps" and config.decay_to < 1)
     }

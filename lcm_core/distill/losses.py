@@ -1,54 +1,54 @@
-"""The objectives of latent consistency distillation (LCD) and consistency fine-tuning (LCF): arXiv 2310.04378.
+"""What the objectives' losses are made of: the models and the batch, the noised points, the teacher's step.
 
-A model is called as model(x, t, cond, omega): x (B, C, H, W), timesteps t (B,), cond a tuple of tensors (B, ...) and
-omega (B,), the guidance ω for a model that takes it as an input, which is None for a teacher. It returns its
-prediction (B, C, H, W), of the kind that `prediction` names.
+A model is called as model(x, t, cond, omega): x (B, …), timesteps t (B,), cond a tuple of tensors (B, ...) and omega
+(B,), the guidance ω for a model that takes it as an input, which is None for a teacher. It returns its prediction
+(B, …), of the kind that `prediction` names. A flow model's t is σ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..consistency import Prediction, consistency_function, predict_noise, predict_x0
 from ..guidance import guided
-from ..schedule import NoiseSchedule, expand
-from ..solvers import ddim_step
+from ..schedule import FlowSchedule, Schedule, expand
+from ..solvers import Solver, ddim, ddim_step
+from .distances import DISTANCES, huber
 
 Cond: TypeAlias = tuple[Tensor, ...]
 Model = Callable[[Tensor, Tensor, Cond, Tensor | None], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
-Network = Callable[[Tensor, Tensor], Tensor]  # a model with its cond given
-Solver = Callable[[Network, Tensor, Tensor, Tensor, NoiseSchedule, Prediction], Tensor]
 
 
-def huber(a: Tensor, b: Tensor, c: float = 0.001) -> Tensor:
-    """Pseudo-Huber distance √((a − b)² + c²) − c, averaged: l2 near zero, l1 away from it."""
-    return (((a - b) ** 2 + c**2).sqrt() - c).mean()
-
-
-def distance_of(name: str, huber_c: float = 0.001) -> Distance:
-    """The distance d of the objectives by its name, `huber` or `l2` (the mean square)."""
-    return F.mse_loss if name == "l2" else partial(huber, c=huber_c)
+def distance_of(name: str, c: float = 0.001) -> Distance:
+    """The distance d of the objectives by its name in DISTANCES, with the scale c."""
+    return lambda a, b: DISTANCES[name](a, b, c)
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What a step draws for its batch: from timestep t to t_next, (B,) each, guidance ω (B,) and noise like z."""
+    """What a step draws for its batch: from timestep t to t_next, (B,) each, guidance ω (B,) and noise like z.
+
+    `uniform` (B,) is one more even number in [0, 1) an image, for what an objective itself draws. `step` counts the
+    steps of the objective, from 0.
+    """
 
     t: Tensor
     t_next: Tensor
     omega: Tensor
     noise: Tensor
+    uniform: Tensor | None = None
+    step: int = 0
 
     def __getitem__(self, rows: slice) -> Draw:
-        return Draw(self.t[rows], self.t_next[rows], self.omega[rows], self.noise[rows])
+        uniform = None if self.uniform is None else self.uniform[rows]
+        return Draw(self.t[rows], self.t_next[rows], self.omega[rows], self.noise[rows], uniform, self.step)
 
 
 def draw_timesteps(
@@ -69,108 +69,133 @@ def draw_timesteps(
     return t, (t - k).clamp(min=0)
 
 
-def noised(z: Tensor, noise: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+def draw_sigmas(
+    batch: int, schedule: FlowSchedule, *, links: int, on_grid: bool = True, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """(σ_{n+k}, σ_n) of a flow, float64 (B,) each: σ(u) and σ(u − 1/links), at least σ(0) = 0, under the model's shift.
+
+    On the grid u is one of {1, 2, …, links}/links, those of `lcm_sigmas`; off it any in (0, 1].
+    """
+    if links < 1:
+        raise ValueError(f"links {links} must be at least 1; LCM uses 50")
+    if on_grid:
+        share = torch.randint(1, links + 1, (batch,), generator=generator) / torch.tensor(links, dtype=torch.float64)
+    else:
+        share = 1 - torch.rand(batch, generator=generator, dtype=torch.float64)
+    return schedule.level(share), schedule.level((share - 1 / links).clamp(min=0))
+
+
+def noised(z: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """x_t = α(t)·z + σ(t)·ε, one timestep an image."""
     return expand(schedule.alpha(t), z) * z + expand(schedule.sigma(t), z) * noise
 
 
-def ddim(
-    network: Network, x: Tensor, t: Tensor, t_next: Tensor, schedule: NoiseSchedule, prediction: Prediction
-) -> Tensor:
-    """Ψ as one DDIM step (arXiv 2010.02502), which is also DPM-Solver++ of first order: one evaluation."""
-    output = network(x, t)
-    x0 = predict_x0(output, x, t, schedule, prediction)
-    return ddim_step(x0, predict_noise(output, x, t, schedule, prediction), t_next, schedule)
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A batch to learn from: student, teacher and target, latents z (B, …), their conditions and what was drawn.
 
-
-def dpmpp_2s(
-    network: Network, x: Tensor, t: Tensor, t_next: Tensor, schedule: NoiseSchedule, prediction: Prediction
-) -> Tensor:
-    """Ψ as one step of DPM-Solver++(2S), arXiv 2211.01095, Algorithm 1, through the middle timestep: two evaluations.
-
-    With λ = log(α/σ), s = ⌊(t + t_next)/2⌋ and r = (λ_s − λ_t)/(λ_next − λ_t), the step is that of first order on
-    x̂₀(x_t) + (x̂₀(x_s) − x̂₀(x_t))/(2r), which at r = 1/2 is x̂₀(x_s), the midpoint. It is of first order where λ_t is
-    infinite, at the last timestep of a zero-terminal-SNR schedule.
+    With an empty `uncond` the teacher is not guided: its own prediction counts. `links` are the steps of the teacher's
+    trajectory. The student is evaluated once, at (x, t), when `predicted` is first asked for: an objective asks last,
+    so that teacher and target go first, without gradient, when the student has no activations to keep.
     """
-    middle = (t + t_next) // 2
-    x0 = predict_x0(network(x, t), x, t, schedule, prediction)
-    x_middle = ddim_step(x0, predict_noise(x0, x, t, schedule, "sample"), middle, schedule)
-    x0_middle = predict_x0(network(x_middle, middle), x_middle, middle, schedule, prediction)
-    start, half, end = ((schedule.alpha(s) / schedule.sigma(s)).log() for s in (t, middle, t_next))
-    weight = (end - start) / (2 * (half - start))
-    x0 = x0 + expand(torch.where(weight.isfinite(), weight, 0.0), x0) * (x0_middle - x0)
-    return ddim_step(x0, predict_noise(x0, x, t, schedule, "sample"), t_next, schedule)
 
+    student: Model
+    teacher: Model
+    target: Model
+    z: Tensor
+    cond: Cond
+    uncond: Cond
+    draw: Draw
+    schedule: Schedule
+    prediction: Prediction = "epsilon"
+    solver: Solver = ddim
+    distance: Distance = huber
+    links: int = 50
 
-SOLVERS: dict[str, Solver] = {"ddim": ddim, "dpm++": dpmpp_2s}
+    @cached_property
+    def x(self) -> Tensor:
+        """x_t, the latents noised to the draw's t."""
+        return self.noised(self.draw.t)
 
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The student's prediction at (x, t), with gradient."""
+        return self.student(self.x, self.draw.t, self.cond, self.draw.omega)
 
-def lcd_loss(
-    student: Model,
-    teacher: Model,
-    target: Model,
-    z: Tensor,
-    cond: Cond,
-    uncond: Cond,
-    draw: Draw,
-    *,
-    schedule: NoiseSchedule,
-    prediction: Prediction = "epsilon",
-    solver: Solver = ddim,
-    distance: Distance = huber,
-) -> Tensor:
-    """Latent consistency distillation, Algorithm 1 of LCM-LoRA (arXiv 2311.05556): a scalar.
+    @property
+    def consistent(self) -> Tensor:
+        """The student's f_θ(x, t), with gradient."""
+        return consistency_function(self.predicted, self.x, self.draw.t, self.schedule, self.prediction)
 
-    x_t = α(t)·z + σ(t)·ε; x̂ = x_t + (1 + ω)·Ψ(x_t, c) − ω·Ψ(x_t, ∅) is the guided teacher's way to t_next;
-    L = d(f_θ(x_t, ω, c, t), f_θ⁻(x̂, ω, c, t_next)). `solver` is x_t + Ψ, of one condition. The teacher sees cond and
-    uncond in one batch. Teacher and target get no gradient and go first, when the student has no activations to keep.
-    """
-    t, t_next = draw.t, draw.t_next
-    x = noised(z, draw.noise, t, schedule)
-    with torch.no_grad():
-        both = tuple(torch.cat(pair) for pair in zip(cond, uncond, strict=True))
+    def noised(self, t: Tensor) -> Tensor:
+        """The latents at another timestep, with the same noise."""
+        return noised(self.z, self.draw.noise, t, self.schedule)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            return teacher(x, t, both, None)
+    @torch.no_grad()
+    def goal(self, x: Tensor, t: Tensor) -> Tensor:
+        """The target's f_θ⁻(x, t)."""
+        output = self.target(x, t, self.cond, self.draw.omega)
+        return consistency_function(output, x, t, self.schedule, self.prediction)
 
-        x2, t2, t2_next = (torch.cat([v, v]) for v in (x, t, t_next))
-        with_cond, without = solver(network, x2, t2, t2_next, schedule, prediction).chunk(2)
-        x_next = guided(with_cond, without, 1 + draw.omega)
-        goal = consistency_function(target(x_next, t_next, cond, draw.omega), x_next, t_next, schedule, prediction)
-    return distance(consistency_function(student(x, t, cond, draw.omega), x, t, schedule, prediction), goal)
+    def ended(self, t_end: Tensor) -> Tensor:
+        """The student's DDIM step from (x, t) to t_end, with gradient: its trajectory function F_θ."""
+        return self._to(self.predicted, self.x, self.draw.t, t_end)
 
+    @torch.no_grad()
+    def goal_ended(self, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
+        """The target's DDIM step from (x, t) to t_end; x itself where that is t."""
+        step = self._to(self.target(x, t, self.cond, self.draw.omega), x, t, t_end)
+        return torch.where((t == t_end).reshape(-1, *[1] * (x.ndim - 1)).to(x.device), x, step)
 
-def lcf_loss(
-    student: Model,
-    target: Model,
-    z: Tensor,
-    cond: Cond,
-    draw: Draw,
-    *,
-    schedule: NoiseSchedule,
-    prediction: Prediction = "epsilon",
-    distance: Distance = huber,
-) -> Tensor:
-    """Latent consistency fine-tuning (arXiv 2310.04378, Algorithm 4): no teacher, one noise makes both points."""
-    t, t_next, omega = draw.t, draw.t_next, draw.omega
-    x, x_next = noised(z, draw.noise, t, schedule), noised(z, draw.noise, t_next, schedule)
-    with torch.no_grad():
-        goal = consistency_function(target(x_next, t_next, cond, omega), x_next, t_next, schedule, prediction)
-    return distance(consistency_function(student(x, t, cond, omega), x, t, schedule, prediction), goal)
+    def _to(self, output: Tensor, x: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
+        x0 = predict_x0(output, x, t, self.schedule, self.prediction)
+        return ddim_step(x0, predict_noise(output, x, t, self.schedule, self.prediction), t_end, self.schedule)
+
+    @torch.no_grad()
+    def taught(self, t_next: Tensor) -> Tensor:
+        """x̂ = x_t + (1 + ω)·Ψ(x_t, c) − ω·Ψ(x_t, ∅), the guided teacher's way to t_next (LCM-LoRA, Algorithm 1).
+
+        `solver` is x_t + Ψ, of one condition. The teacher sees cond and uncond in one batch.
+        """
+        both, again = self._both
+        t, t_end = (torch.cat([v] * again) for v in (self.draw.t, t_next))
+        x = torch.cat([self.x] * again)
+        return self._guide(
+            self.solver(lambda x, t: self.teacher(x, t, both, None), x, t, t_end, self.schedule, self.prediction)
+        )
+
+    @torch.no_grad()
+    def taught_x0(self) -> Tensor:
+        """The guided teacher's x̂₀ at (x, t)."""
+        both, again = self._both
+        x, t = torch.cat([self.x] * again), torch.cat([self.draw.t] * again)
+        return self._guide(predict_x0(self.teacher(x, t, both, None), x, t, self.schedule, self.prediction))
+
+    @property
+    def _both(self) -> tuple[Cond, int]:
+        if not self.uncond:
+            return self.cond, 1
+        return tuple(torch.cat(pair) for pair in zip(self.cond, self.uncond, strict=True)), 2
+
+    def _guide(self, predicted: Tensor) -> Tensor:
+        if not self.uncond:
+            return predicted
+        with_cond, without = predicted.chunk(2)
+        return guided(with_cond, without, 1 + self.draw.omega)
 
 
 def already_consistent(
-    teacher: Model, z: Tensor, cond: Cond, noise: Tensor, *, schedule: NoiseSchedule, prediction: Prediction
+    teacher: Model, z: Tensor, cond: Cond, noise: Tensor, *, schedule: Schedule, prediction: Prediction
 ) -> bool:
     """Whether a teacher draws a sample in one step, as an LCM does, where a diffusion model gives the mean of many.
 
     From the last timestep a diffusion model's x̂₀ is the posterior mean: paler than the data z, and z = x̂₀ + something
     uncorrelated. An LCM's x̂₀ has the data's contrast and only partly agrees with z. A hint, for a warning.
     """
-    t = torch.full((len(z),), schedule.steps - 1)
+    t = schedule.level(torch.ones(len(z), dtype=torch.float64))
     x = noised(z, noise, t, schedule)
     with torch.no_grad():
         x0 = predict_x0(teacher(x, t, cond, None), x, t, schedule, prediction)
-    x0, z = (v - v.mean((0, 2, 3), keepdim=True) for v in (x0, z))
+    x0, z = (v - v.mean((0, *range(2, v.ndim)), keepdim=True) for v in (x0, z))
     drawn, agreed, contrast = (x0 * x0).sum(), (x0 * z).sum(), (z * z).sum()
     return bool(0.85 * contrast < drawn < 1.4 * contrast and agreed < 0.8 * drawn)

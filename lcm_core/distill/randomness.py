@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..noise import step_noise
+from ..schedule import FlowSchedule, Schedule
 from .config import DistillConfig
-from .losses import Draw, draw_timesteps
+from .losses import Draw, draw_sigmas, draw_timesteps
 
 
 def stream_seed(*of: int | str) -> int:
@@ -17,12 +18,19 @@ def stream_seed(*of: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:8], "big")
 
 
-def draw_step(config: DistillConfig, z: Tensor, train_steps: int, step: int) -> Draw:
-    """Timesteps, ω and noise for the latents z (B, C, H, W) of a step, the same whatever else draws random numbers."""
+def draw_step(config: DistillConfig, z: Tensor, schedule: Schedule, step: int) -> Draw:
+    """Timesteps, ω and noise for the latents z (B, …) of a step, the same whatever else draws random numbers.
+
+    All is drawn on the CPU, so it is the same on every device; the noise is put beside z.
+    """
     generator = torch.Generator().manual_seed(stream_seed(config.seed, step, "timesteps and omega"))
-    t, t_next = draw_timesteps(
-        len(z), links=config.links, train_steps=train_steps, on_grid=config.on_grid, generator=generator
-    )
+    count, links, on_grid = len(z), config.links, config.on_grid
+    if isinstance(schedule, FlowSchedule):
+        t, t_next = draw_sigmas(count, schedule, links=links, on_grid=on_grid, generator=generator)
+    else:
+        t, t_next = draw_timesteps(count, links=links, train_steps=schedule.steps, on_grid=on_grid, generator=generator)
     low, high = config.omega
-    omega = low + (high - low) * torch.rand(len(z), generator=generator, dtype=torch.float64)
-    return Draw(t, t_next, omega, step_noise(z.shape, stream_seed(config.seed, "noise"), step).to(z))
+    omega, uniform = (torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(2))
+    noise = step_noise(z.shape, stream_seed(config.seed, "noise"), step).to(z)
+    of_objective = step if step < config.warm_start else step - config.warm_start
+    return Draw(t, t_next, low + (high - low) * omega, noise, uniform, of_objective)

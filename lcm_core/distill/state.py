@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..files import open_safetensors, write_lora
 from ..text import listed, shortened
 from .config import DistillConfig
-from .identity import digest_of, fingerprint, fixed_settings
+from .identity import all_settings, digest_of, fingerprint, fixed_settings
 
 KEY = "lcm_lora.distill"
 CHECKSUM = "lcm_lora.distill.sha256"
@@ -58,8 +58,8 @@ def save_state(path: Path, config: DistillConfig, training: Training) -> None:
                 numbers[f"{i}.{key}"] = value
     record = json.dumps(
         {
-            "settings": asdict(config), "identity": training.identity, "names": training.names, "optimizer": numbers,
-            "scaler": training.scaler.state_dict(),
+            "settings": all_settings(config), "identity": training.identity, "names": training.names,
+            "optimizer": numbers, "scaler": training.scaler.state_dict(),
         }
     )  # fmt: skip
     try:
@@ -97,7 +97,8 @@ def load_state(path: Path, config: DistillConfig, training: Training) -> None:
     which; for more steps done than `config` asks for; and for another learning rate when all of them are done.
     """
     record, tensors = read_state(path)
-    settings = record["settings"]
+    # A setting that is newer than the state had what is its default, since it did as that does.
+    settings = {**all_settings(DistillConfig()), **record["settings"]}
     now = {**fixed_settings(config), **training.identity}
     there = {**settings, **record["identity"]}
     differing = [

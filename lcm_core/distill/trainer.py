@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..consistency import Prediction
-from ..schedule import NoiseSchedule
+from ..schedule import Schedule
+from ..solvers import SOLVERS
 from .config import DistillConfig
 from .identity import Identified, training_identity
-from .losses import SOLVERS, Cond, Draw, Model, already_consistent, distance_of, lcd_loss, lcf_loss
+from .losses import Cond, Draw, Model, Problem, already_consistent, distance_of
+from .objectives import OBJECTIVES
 from .randomness import draw_step, stream_seed
 from .state import Training, load_state, save_state
 
@@ -54,16 +56,18 @@ def distill(
     batches: Callable[[int], Batch],
     config: DistillConfig,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     prediction: Prediction = "epsilon",
     state: Path | None = None,
     identity: Mapping[str, str] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
-    """Train `weights` of `model` by LCD or LCF; a Progress after every step. Stop iterating to stop the training.
+    """Train `weights` of `model` by an objective; a Progress after every step. Stop iterating to stop the training.
 
     model(x, t, cond, omega), see `losses`, is the network with the adapter on it or the weights in it. batches(step)
-    gives the step's (z, cond, uncond): latents (B, C, H, W) and tuples of tensors (B, ...); uncond may be () for lcf.
+    gives the step's (z, cond, uncond): latents (B, …) and tuples of tensors (B, ...); uncond may be () where the
+    objective asks no teacher, and for a teacher that is not guided, with omega (0, 0). With a FlowSchedule the
+    prediction is "flow_prediction" and the timesteps are σ.
     What was learned is in `weights` at every moment (`LoRAAdapter.vector`, `FullWeights.weights`).
 
     state: a .safetensors file. Everything needed to go on is saved there every `save_every` steps, at the end and when
@@ -101,7 +105,7 @@ def distill(
     if state is not None and state.exists():
         load_state(state, config, training)
     saved = len(losses)
-    loss_of = Objective(model, weights, config, schedule, prediction)
+    loss_of = BatchLoss(model, weights, config, schedule, prediction)
 
     def save() -> str | None:
         nonlocal saved
@@ -120,14 +124,15 @@ def distill(
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(stream_seed(config.seed, step, "process", rank))
                 z, cond, uncond = checked(batches(step), config, processes)
-                draw = draw_step(config, z, schedule.steps, step)
+                draw = draw_step(config, z, schedule, step)
                 if step == 0:
                     loss_of.warn(z, cond, draw)
                 share = len(z) // processes
                 loss = torch.zeros((), device=device)
                 for rows in torch.arange(rank * share, (rank + 1) * share).tensor_split(config.accumulate):
                     part = slice(int(rows[0]), int(rows[-1]) + 1)
-                    part_loss = loss_of(z[part], cut(cond, part), cut(uncond, part), draw[part]) * (len(rows) / share)
+                    part_loss = loss_of(step, z[part], cut(cond, part), cut(uncond, part), draw[part])
+                    part_loss = part_loss * (len(rows) / share)
                     scaler.scale(part_loss).backward()
                     loss += part_loss.detach()
             if accelerator and processes > 1:
@@ -155,26 +160,29 @@ def distill(
         save()
 
 
-class Objective:
+class BatchLoss:
     """The loss of a batch, with the student, the teacher and the target that the config asks for in one model."""
 
     def __init__(
-        self, model: Model, weights: Trainable, config: DistillConfig, schedule: NoiseSchedule, prediction: Prediction
+        self, model: Model, weights: Trainable, config: DistillConfig, schedule: Schedule, prediction: Prediction
     ):
         self.model, self.weights, self.config = model, weights, config
         self.schedule, self.prediction = schedule, prediction
         self.distance = distance_of(config.distance, config.huber_c)
 
-    def __call__(self, z: Tensor, cond: Cond, uncond: Cond, draw: Draw) -> Tensor:
-        schedule, prediction, distance = self.schedule, self.prediction, self.distance
-        if self.config.objective == "lcf":
-            return lcf_loss(
-                self.student, self.target, z, cond, draw, schedule=schedule, prediction=prediction, distance=distance
-            )
-        return lcd_loss(
-            self.student, self.teacher, self.target, z, cond, uncond, draw, schedule=schedule, prediction=prediction,
-            solver=SOLVERS[self.config.solver], distance=distance,
+    def __call__(self, step: int, z: Tensor, cond: Cond, uncond: Cond, draw: Draw) -> Tensor:
+        config = self.config
+        problem = Problem(
+            self.student, self.teacher, self.target, z, cond, uncond, draw, self.schedule, self.prediction,
+            SOLVERS[config.solver], self.distance, config.links,
         )  # fmt: skip
+        if step < config.warm_start:
+            return OBJECTIVES["guided"].loss(problem)
+        first, *more = (
+            weight * OBJECTIVES[name].loss(problem, **{key: config.resolved[key] for key in OBJECTIVES[name].options})
+            for name, weight in {config.objective: 1.0, **config.terms}.items()
+        )
+        return sum(more, first)
 
     def student(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
         dtype = getattr(torch, self.config.autocast or "float32")
@@ -193,8 +201,8 @@ class Objective:
             return self.student(x, t, cond, omega)
 
     def warn(self, z: Tensor, cond: Cond, draw: Draw) -> None:
-        """Log a warning if the teacher of an LCD seems to be an LCM."""
-        if self.config.objective == "lcd" and already_consistent(
+        """Log a warning if the teacher seems to be an LCM."""
+        if self.config.needs_teacher and already_consistent(
             self.teacher, z, cond, draw.noise, schedule=self.schedule, prediction=self.prediction
         ):
             log.warning("the teacher draws a picture in one step: it seems to be an LCM, or to have an LCM-LoRA on it")
@@ -214,17 +222,25 @@ def make_optimizer(config: DistillConfig, parameters: list[nn.Parameter]) -> tor
 
 
 def checked(batch: Batch, config: DistillConfig, processes: int) -> Batch:
-    """The batch in float32 or wider. ValueError if it is empty, uneven or can't be shared; lcf loses its uncond."""
+    """The batch in float32 or wider, without uncond where nothing needs it.
+
+    ValueError if it is empty, uneven or can't be shared, and without uncond where ω is not 0.
+    """
     z, cond, uncond = batch
     if len(z) == 0:
         raise ValueError("the batch has no latents; give at least one for each process")
-    if config.objective == "lcf":
+    if not config.needs_teacher:
         uncond = ()
     for c in (*cond, *uncond):
         if len(c) != len(z):
             raise ValueError(f"{len(z)} latents, but conditioning for {len(c)}; give one to each latent")
     shapes = [[tuple(c.shape[1:]) for c in each] for each in (cond, uncond)]
-    if config.objective == "lcd" and shapes[0] != shapes[1]:
+    if config.needs_teacher and not uncond and config.omega != (0, 0):
+        raise ValueError(
+            f"omega {config.omega} guides the teacher, and there is no conditioning without prompt; give it in uncond, "
+            "or set omega to (0, 0) for a teacher that needs no guidance"
+        )
+    if uncond and shapes[0] != shapes[1]:
         raise ValueError(f"conditioning of shapes {shapes[0]}, but {shapes[1]} without prompt; pad the shorter one")
     if len(z) % processes or len(z) // processes < config.accumulate:
         raise ValueError(

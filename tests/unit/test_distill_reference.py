@@ -92,7 +92,7 @@ def by_hand(config, prediction, model, start, weights_of):
     losses, norms = [], []
     for step in range(config.steps):
         z, (cond,), (uncond,) = data(step)
-        draw = draw_step(config, z, 1000, step)
+        draw = draw_step(config, z, SCHEDULE, step)
         t, t_next, omega, noise = draw.t, draw.t_next, draw.omega, draw.noise
         (alpha, sigma), (alpha_next, sigma_next) = alpha_sigma(t), alpha_sigma(t_next)
         x = alpha * z + sigma * noise

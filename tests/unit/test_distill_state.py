@@ -1,5 +1,6 @@
 """The state of a training: what may go on from it, what a full disk leaves, and damaged files."""
 
+import json
 import logging
 import random
 import re
@@ -15,7 +16,7 @@ from tiny_training import CONFIG, SCHEDULE, batches, tiny, train
 
 from lcm_core.distill import DistillConfig, Examples, FullWeights, distill, inject_lora
 from lcm_core.distill.identity import MAY_CHANGE, fingerprint
-from lcm_core.distill.state import KEY, read_losses, read_state
+from lcm_core.distill.state import CHECKSUM, KEY, checksum, read_losses, read_state
 from lcm_core.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,9 +90,10 @@ def least_bit(model):
 
 
 CHANGED = {
-    "objective": "lcf", "solver": "dpm++", "links": 20, "on_grid": False, "omega": (3, 4), "target_decay": 0.5,
-    "distance": "l2", "huber_c": 0.01, "optimizer": "adamw8bit", "weight_decay": 0.1, "max_grad_norm": 2.0, "warmup": 1,
-    "decay_to": 0.5, "accumulate": 2, "autocast": "bfloat16", "seed": 1,
+    "objective": "lcf", "terms": {"diffusion": 1.0}, "warm_start": 2, "options": {}, "solver": "dpm++", "links": 20,
+    "on_grid": False, "omega": (3, 4), "target_decay": 0.5, "distance": "l2", "huber_c": 0.01,
+    "optimizer": "adamw8bit", "weight_decay": 0.1, "max_grad_norm": 2.0, "warmup": 1, "decay_to": 0.5, "accumulate": 2,
+    "autocast": "bfloat16", "seed": 1,
 }  # fmt: skip
 
 
@@ -118,11 +120,32 @@ def state(half_done, tmp_path):
 SAME = {"identity": {"pictures": "cats", "batch": "4"}}
 
 
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", [name for name in CHANGED if name != "options"])
 def test_other_settings_are_refused_by_name(name, state, monkeypatch):
     monkeypatch.setattr("lcm_core.distill.trainer.make_optimizer", lambda config, p: torch.optim.AdamW(p))
     with pytest.raises(ValueError, match=rf"another training \({name} .* there, .* now\); resume with the same, or"):
         go_on(state, replace(CONFIG, **{name: CHANGED[name]}), **SAME)
+
+
+def test_other_options_are_refused_and_the_default_is_the_same_as_none(tmp_path):
+    path, config = tmp_path / "state.safetensors", replace(CONFIG, objective="pcm")
+    train(config, path, stop_after=2)
+    with pytest.raises(ValueError, match=r"\(options \{.phases.: 4\} there, \{.phases.: 2\} now\)"):
+        train(replace(config, options={"phases": 2}), path)
+    assert len(train(replace(config, options={"phases": 4}), path)[0]) == 10
+
+
+def test_a_state_without_the_newer_settings_goes_on(state):
+    """As an earlier version wrote it, which had no other objectives."""
+
+    def older(text):
+        record = json.loads(text)
+        for name in ("terms", "warm_start", "options"):
+            del record["settings"][name]
+        return json.dumps(record)
+
+    rewritten(state, change_record=older, checked=True)
+    assert len(go_on(state, **SAME)) == 6
 
 
 def test_every_setting_is_fixed_or_may_change():
@@ -264,12 +287,14 @@ def test_other_modules_and_other_files_are_refused(state, tmp_path):
             go_on(path, **SAME)
 
 
-def rewritten(path, change_tensors=lambda tensors: None, change_record=lambda text: text):
+def rewritten(path, change_tensors=lambda tensors: None, change_record=lambda text: text, checked=False):
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     change_tensors(tensors)
     metadata[KEY] = change_record(metadata[KEY])
+    if checked:
+        metadata[CHECKSUM] = checksum(tensors, metadata[KEY])
     save_file(tensors, path, metadata)
 
 
