@@ -183,7 +183,8 @@ class Data:
 
         def sample(x: Tensor, cond: tuple[Tensor, ...], indices: range) -> Tensor:
             def denoise(x: Tensor, t: float) -> Tensor:
-                return consistency_function(self.model(x, torch.full((len(x),), t), cond), x, t, SCHEDULE)
+                times = torch.full((len(x),), t, device=x.device)
+                return consistency_function(self.model(x, times, cond), x, t, SCHEDULE)
 
             return multistep_sample(
                 denoise, x, lcm_timesteps(steps, original_steps=self.settings.links), SCHEDULE.process, gamma=gamma,
@@ -199,7 +200,8 @@ class Data:
             both = tuple(torch.cat([c, e.expand_as(c)]) for c, e in zip(cond, self.empty, strict=True))
 
             def denoise(x: Tensor, t: float) -> Tensor:
-                with_cond, without = self.model(torch.cat([x, x]), torch.full((2 * len(x),), t), both).chunk(2)
+                times = torch.full((2 * len(x),), t, device=x.device)
+                with_cond, without = self.model(torch.cat([x, x]), times, both).chunk(2)
                 return predict_x0(guided(with_cond, without, scale), x, t, SCHEDULE)
 
             return ddim_sample(denoise, x, trailing_timesteps(steps), SCHEDULE)
@@ -337,9 +339,12 @@ def main() -> None:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
                 futures = [pool.submit(run, name, seed, settings, key) for key, (name, seed) in todo.items()]
-                for future in as_completed(futures):
-                    keep(future.result())
-                    bar.update()
+                try:
+                    for future in as_completed(futures):
+                        keep(future.result())
+                        bar.update()
+                finally:
+                    pool.shutdown(cancel_futures=True)
     found = [row for row in content["runs"] if row["key"] in asked]
     print(f"{len(data.prompts)} pictures a cell, {args.seeds} seeds, the passes of {args.steps} steps of LCD\n")
     print(table(found, content["teacher"]))

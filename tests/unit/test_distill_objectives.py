@@ -1,9 +1,11 @@
 """The objectives against the papers' equations written out, on networks of a few weights, in float64."""
 
+import copy
 import importlib
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -203,6 +205,26 @@ def test_a_teacher_without_uncond_is_not_guided():
     plain = dense.ddim(TEACHER(dense.x, dense.t, (COND,)), dense.x, dense.t, dense.t_next)
     torch.testing.assert_close(problem.taught(dense.t_next), plain)
     torch.testing.assert_close(problem.taught_x0(), dense.both(TEACHER(dense.x, dense.t, (COND,)), dense.x, dense.t)[0])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("schedule", "prediction"), [KINDS[0], KINDS[2]])
+def test_a_batch_on_another_device_stays_there(name, schedule, prediction):
+    """The meta device, which takes no tensor of the CPU, stands for it; what is drawn is on the CPU."""
+    nets = [copy.deepcopy(net).to("meta") for net in (STUDENT, TEACHER, TARGET)]
+
+    def on_device(net, x, t, cond, omega):
+        return net(x, t.to(x.device), cond, None if omega is None else omega.to(x.device))
+
+    dense = Dense(schedule, prediction)
+    draw = replace(dense.draw, noise=NOISE.to("meta"))
+    problem = Problem(
+        *(partial(on_device, net) for net in nets), Z.to("meta"), (COND.to("meta"),), (UNCOND.to("meta"),), draw,
+        schedule, prediction,
+    )  # fmt: skip
+    loss = OBJECTIVES[name](problem)
+    loss.backward()
+    assert loss.is_meta and all(p.grad.is_meta for p in nets[0].parameters())
 
 
 def test_distances():
