@@ -38,15 +38,17 @@ def settled(
     )
 
 
-def lcm_recipe(original_steps: int = 50, bases: tuple[str, ...] = ()) -> Recipe:
+def lcm_recipe(original_steps: int = 50, bases: tuple[str, ...] = (), gamma: float = 1.0) -> Recipe:
     """LCM-LoRA's recipe for one that was distilled on a grid of `original_steps` points.
 
-    bases: what it was distilled from, which is the recipe's where that has not all of them.
+    bases: what it was distilled from, which is the recipe's where that has not all of them. gamma: what its objective
+    is sampled with, 1 for LCM's.
     """
     recipe = load_recipes()[0]["lcm-lora"]
     steps = tuple(count for count in recipe.steps if count <= original_steps) or (original_steps,)
     return replace(
         recipe,
+        gamma=replace(recipe.gamma, default=gamma, low=min(recipe.gamma.low, gamma)),
         bases=recipe.bases if set(bases) <= set(recipe.bases) else bases,
         original_steps=original_steps,
         steps=steps,

@@ -1,7 +1,7 @@
 """Latent consistency distillation: what is trained in a model, the objectives, the trainer, and its data."""
 
 from ..solvers import ddim, dpmpp_2s, heun
-from .adapters import LCM_TARGETS, FullWeights, LoRAAdapter, checkpointed, inject_lora
+from .adapters import FLOW_TARGETS, LCM_TARGETS, FullWeights, LoRAAdapter, checkpointed, inject_lora
 from .config import DistillConfig
 from .data import Examples, sample_latents
 from .distances import cauchy, huber, huber_norm
@@ -13,6 +13,7 @@ from .objectives.lcf import lcf_loss
 from .trainer import Progress, distill
 
 __all__ = [
+    "FLOW_TARGETS",
     "LCM_TARGETS",
     "OBJECTIVES",
     "DistillConfig",

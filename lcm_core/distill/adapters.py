@@ -29,7 +29,15 @@ LCM_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
     "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
-BLOCKS = ("resnets", "transformer_blocks", "double_blocks", "single_blocks", "joint_blocks")
+# Those of a transformer of images or videos: attention and feed-forward layers, of text and latents, and the output.
+FLOW_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "net.0.proj", "net.2",
+    "proj_mlp", "proj_out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
+)  # fmt: skip
+BLOCKS = (
+    "resnets", "transformer_blocks", "single_transformer_blocks", "double_blocks", "single_blocks", "joint_blocks",
+    "blocks", "layers",
+)  # fmt: skip
 
 
 class LoRAAdapter(nn.Module):
@@ -190,12 +198,13 @@ def inject_lora(
 
 
 @contextmanager
-def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS) -> Iterator[None]:
+def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS, *, copies: bool = False) -> Iterator[None]:
     """Gradient checkpointing (arXiv 1604.06174): blocks keep their inputs alone and run again in the backward pass.
 
     Blocks are the members of the lists that `blocks` names in diffusers' words, such as every `resnets.0`, wherever
     they are in `module`; the outer one where they are nested. It takes a third more time in training, none without
-    gradients. ValueError if there are none.
+    gradients. With `copies` a block works on copies of its inputs: one that adds to them in place, as the host's Flux
+    does, must find them unchanged the second time. ValueError if there are none.
     """
     member = re.compile(rf"\.(?:{'|'.join(map(re.escape, blocks))})\.\d+$")
     found: dict[str, nn.Module] = {}
@@ -207,18 +216,23 @@ def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS) -> Iterator[
         names = listed([name for name, _ in module.named_children()], 8)
         raise ValueError(f"no list named {', '.join(blocks)} in this module, which has {names}; name its own")
 
+    def own(value):
+        return value.clone() if copies and isinstance(value, Tensor) else value
+
     def recomputed(forward, *args, **kwargs):
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(lambda: forward(*args, **kwargs), use_reentrant=False)
+        return checkpoint(
+            lambda: forward(*map(own, args), **{key: own(value) for key, value in kwargs.items()}), use_reentrant=False
+        )
 
-    own = {block: block.__dict__.get("forward") for block in found.values()}
-    for block in own:
+    before = {block: block.__dict__.get("forward") for block in found.values()}
+    for block in before:
         block.forward = partial(recomputed, block.forward)
     try:
         yield
     finally:
-        for block, forward in own.items():
+        for block, forward in before.items():
             del block.forward
             if forward is not None:
                 block.forward = forward

@@ -155,32 +155,34 @@ class Problem:
     def taught(self, t_next: Tensor) -> Tensor:
         """x̂ = x_t + (1 + ω)·Ψ(x_t, c) − ω·Ψ(x_t, ∅), the guided teacher's way to t_next (LCM-LoRA, Algorithm 1).
 
-        `solver` is x_t + Ψ, of one condition. The teacher sees cond and uncond in one batch.
+        `solver` is x_t + Ψ, of one condition. The teacher sees cond and uncond in one batch, if they are as long.
         """
-        both, again = self._both
-        t, t_end = (torch.cat([v] * again) for v in (self.draw.t, t_next))
-        x = torch.cat([self.x] * again)
-        return self._guide(
-            self.solver(lambda x, t: self.teacher(x, t, both, None), x, t, t_end, self.schedule, self.prediction)
-        )
+
+        def step(cond: Cond, times: int) -> Tensor:
+            x, t, t_end = (torch.cat([v] * times) for v in (self.x, self.draw.t, t_next))
+            return self.solver(lambda x, t: self.teacher(x, t, cond, None), x, t, t_end, self.schedule, self.prediction)
+
+        return self._guided(step)
 
     @torch.no_grad()
     def taught_x0(self) -> Tensor:
         """The guided teacher's x̂₀ at (x, t)."""
-        both, again = self._both
-        x, t = torch.cat([self.x] * again), torch.cat([self.draw.t] * again)
-        return self._guide(predict_x0(self.teacher(x, t, both, None), x, t, self.schedule, self.prediction))
 
-    @property
-    def _both(self) -> tuple[Cond, int]:
-        if not self.uncond:
-            return self.cond, 1
-        return tuple(torch.cat(pair) for pair in zip(self.cond, self.uncond, strict=True)), 2
+        def predict(cond: Cond, times: int) -> Tensor:
+            x, t = torch.cat([self.x] * times), torch.cat([self.draw.t] * times)
+            return predict_x0(self.teacher(x, t, cond, None), x, t, self.schedule, self.prediction)
 
-    def _guide(self, predicted: Tensor) -> Tensor:
+        return self._guided(predict)
+
+    def _guided(self, predict: Callable[[Cond, int], Tensor]) -> Tensor:
+        """predict(conditions, how often the batch is repeated for them), under guidance."""
         if not self.uncond:
-            return predicted
-        with_cond, without = predicted.chunk(2)
+            return predict(self.cond, 1)
+        pairs = list(zip(self.cond, self.uncond, strict=True))
+        if all(c.shape == u.shape for c, u in pairs):
+            with_cond, without = predict(tuple(map(torch.cat, pairs)), 2).chunk(2)
+        else:
+            with_cond, without = predict(self.cond, 1), predict(self.uncond, 1)
         return guided(with_cond, without, 1 + self.draw.omega)
 
 

@@ -20,12 +20,13 @@ OBJECTIVES: dict[str, Objective] = {}
 @dataclass(frozen=True)
 class Objective:
     """An objective: its name, what its docstring's first paragraph says, whether it asks the guided teacher, the γ for
-    sampling what it trains, its options and their defaults by name, in the order of their places, and its loss."""
+    sampling what it trains (None where that alone is no few-step model), its options and their defaults by name, in
+    the order of their places, and its loss."""
 
     name: str
     about: str
     teacher: bool
-    gamma: float
+    gamma: float | None
     options: Mapping[str, Option]
     defaults: Mapping[str, Any]
     loss: Loss
@@ -39,11 +40,12 @@ class Objective:
         return self.loss(problem, **self.resolved(options))
 
 
-def objective(*, teacher: bool = True, gamma: float = 1.0) -> Callable[[Loss], Objective]:
+def objective(*, teacher: bool = True, gamma: float | None = 1.0) -> Callable[[Loss], Objective]:
     """Registers a function `(problem, *, options) -> scalar` as the objective of its name.
 
     teacher: whether it asks the guided teacher, and so needs the empty prompt's conditions. gamma: `multistep_sample`'s
-    for what it trains. ValueError for a name that is taken, and for an option as `options_of` says.
+    for what it trains, None where that alone is no few-step model. ValueError for a name that is taken, and for an
+    option as `options_of` says.
     """
 
     def register(loss: Loss) -> Objective:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ..consistency import Prediction
 from ..files import open_safetensors, read_text
 from ..schedule import NoiseSchedule
+from .adapters import LCM_TARGETS
+from .families import FAMILIES
+from .flow_pipeline import FlowTeacher
 from .identity import digest_of, fingerprint
 from .losses import Cond
 
@@ -24,9 +27,12 @@ class Teacher:
     """model(x, t, cond, omega) of `losses` over a diffusers pipeline of Stable Diffusion 1.x, 2.x or SDXL."""
 
     pipeline: Any
+    targets = LCM_TARGETS
+    dialect = "kohya"
+    guides_itself = False
 
     @property
-    def unet(self) -> nn.Module:
+    def network(self) -> nn.Module:
         return self.pipeline.unet
 
     @property
@@ -41,10 +47,11 @@ class Teacher:
     def two_encoders(self) -> bool:
         return getattr(self.pipeline, "text_encoder_2", None) is not None
 
-    @property
-    def channels(self) -> int:
-        """Of a latent."""
-        return self.pipeline.unet.config.in_channels
+    def shape(self, size: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, H, W) of the latent of a picture of size × size pixels. ValueError for a video."""
+        if frames > 1:
+            raise ValueError(f"frames {frames} are of a video, and this model draws pictures; leave them out")
+        return self.pipeline.unet.config.in_channels, size // self.cell, size // self.cell
 
     @property
     def cell(self) -> int:
@@ -91,8 +98,13 @@ class Teacher:
         return latent.float() * vae.config.scaling_factor
 
 
-def load_teacher(checkpoint: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
+def load_teacher(
+    checkpoint: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, *, size: int = 512
+) -> Teacher | FlowTeacher:
     """A folder in diffusers' layout, or a single .safetensors file, whose family's configuration diffusers then gets.
+
+    A file is of Stable Diffusion 1.x, 2.x or SDXL; a folder may also be of a flow model, which learns for pictures of
+    about size × size pixels.
 
     ImportError without diffusers, FileNotFoundError without checkpoint, ValueError for what is no such checkpoint.
     """
@@ -111,12 +123,16 @@ def load_teacher(checkpoint: Path, device: str = "cpu", dtype: torch.dtype = tor
         family = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
         pipeline = family.from_single_file(str(checkpoint))
     kind = type(pipeline).__name__
-    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise ValueError(f"{checkpoint} is a {kind}; Stable Diffusion 1.x, 2.x and SDXL can be distilled")
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-        if part is not None:
+    known = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FAMILIES)
+    if kind not in known:
+        raise ValueError(f"{checkpoint} is a {kind}; these can be distilled: {', '.join(known)}")
+    if getattr(pipeline, "transformer_2", None) is not None:
+        raise ValueError(f"{checkpoint} has two transformers, for noisy and for clean steps; give a model with one")
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    return Teacher(pipeline.to(device, dtype))
+    pipeline.to(device, dtype)
+    return FlowTeacher(pipeline, size) if kind in FAMILIES else Teacher(pipeline)
 
 
 def read_prompts(path: Path) -> Sequence[str]:

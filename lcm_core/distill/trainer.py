@@ -187,7 +187,8 @@ class BatchLoss:
     def student(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
         dtype = getattr(torch, self.config.autocast or "float32")
         with torch.autocast(x.device.type, dtype, enabled=self.config.autocast is not None):
-            output = self.model(x, t.to(x.device), cond, None if omega is None else omega.to(x.device))
+            t = t.to(x.device, x.dtype if t.is_floating_point() else t.dtype)
+            output = self.model(x, t, cond, None if omega is None else omega.to(x.device))
         return output.to(x.dtype)
 
     def teacher(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
@@ -235,13 +236,14 @@ def checked(batch: Batch, config: DistillConfig, processes: int) -> Batch:
         if len(c) != len(z):
             raise ValueError(f"{len(z)} latents, but conditioning for {len(c)}; give one to each latent")
     shapes = [[tuple(c.shape[1:]) for c in each] for each in (cond, uncond)]
+    axes = [[len(shape) for shape in each] for each in shapes]
     if config.needs_teacher and not uncond and config.omega != (0, 0):
         raise ValueError(
             f"omega {config.omega} guides the teacher, and there is no conditioning without prompt; give it in uncond, "
             "or set omega to (0, 0) for a teacher that needs no guidance"
         )
-    if uncond and shapes[0] != shapes[1]:
-        raise ValueError(f"conditioning of shapes {shapes[0]}, but {shapes[1]} without prompt; pad the shorter one")
+    if uncond and axes[0] != axes[1]:
+        raise ValueError(f"conditioning of shapes {shapes[0]}, but {shapes[1]} without prompt; give both alike")
     if len(z) % processes or len(z) // processes < config.accumulate:
         raise ValueError(
             f"a batch of {len(z)} can't be shared by {processes} processes and worked through in {config.accumulate} "

@@ -30,8 +30,8 @@ def recorded(found: Recognition) -> dict[str, str]:
     return sampling_record(found.recipe) if found.recipe and found.evidence != "modules" else {}
 
 
-def distilled(vector: LoRAVector, original_steps: int) -> LoRAVector:
-    """A vector of latent consistency distillation, whose metadata says so: LCM-LoRA's recipe on its own grid."""
+def distilled(vector: LoRAVector, original_steps: int, gamma: float = 1.0) -> LoRAVector:
+    """A vector of consistency distillation, whose metadata says so: LCM-LoRA's recipe on its own grid, with its γ."""
     sizes = {f"{name}.weight": factors.shape for name, factors in vector.modules.items()}
-    recipe = lcm_recipe(original_steps, bases_in(architecture(sizes, vector.metadata)))
+    recipe = lcm_recipe(original_steps, bases_in(architecture(sizes, vector.metadata)), gamma)
     return LoRAVector(vector.modules, vector.diffs, {**vector.metadata, **sampling_record(recipe)}, vector.notes)

@@ -79,7 +79,7 @@ def test_the_teacher_is_the_pipeline(checkpoint):
     torch.testing.assert_close(torch.cat([cond, uncond]), torch.cat([expected, empty]))
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
     torch.testing.assert_close(teacher(x, t, (cond,), None), pipeline.unet(x, t, expected).sample)
-    assert (teacher.prediction, teacher.cell, teacher.channels) == ("epsilon", 8, 4)
+    assert (teacher.prediction, teacher.cell, teacher.shape(64)) == ("epsilon", 8, (4, 8, 8))
     assert teacher.schedule.alpha(500) == pytest.approx(float(pipeline.scheduler.alphas_cumprod[500].sqrt()))
     assert teacher.encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
 

@@ -227,6 +227,21 @@ def test_a_batch_on_another_device_stays_there(name, schedule, prediction):
     assert loss.is_meta and all(p.grad.is_meta for p in nets[0].parameters())
 
 
+def test_cond_and_uncond_of_other_lengths_go_apart():
+    """The teacher reads the mean of its tokens, of which the empty prompt has fewer."""
+    dense = Dense(FLOW, "flow_prediction")
+    seen = []
+
+    def by_mean(x, t, cond, omega):
+        seen.append(cond[0].shape)
+        return TEACHER(x, t, (cond[0].mean(1),))
+
+    long, short = COND[:, None].expand(5, 4), UNCOND[:, None].expand(5, 2)
+    problem = replace(dense.problem(), teacher=by_mean, cond=(long,), uncond=(short,))
+    torch.testing.assert_close(problem.taught(dense.t_next), dense.taught(dense.t_next))
+    assert seen == [(5, 4), (5, 2)]
+
+
 def test_distances():
     a, b = Z, NOISE
     square = ((a - b) ** 2).sum((1, 2, 3))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import Any
 
 from ..command import DTYPES, Command, Result, progress
 from ..output import check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ...distill import OBJECTIVES
+    from ...distill.objective import all_options, users_of
+    from ...solvers import SOLVERS
+
     parser.add_argument(
         "--checkpoint", required=True, help="the teacher: a folder in diffusers' layout, or a .safetensors checkpoint"
     )
@@ -18,9 +23,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompts", help="a text file, a prompt a line: the teacher draws the pictures itself")
     parser.add_argument("-o", "--out", dest="output", required=True, help="the LoRA to write, .safetensors")
     parser.add_argument("--config", help="a TOML file of settings: those below and DistillConfig's")
+    parser.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        metavar="OBJECTIVE",
+        help="what is learned (default lcd): "
+        + " ".join(f"{name}: {o.about}" for name, o in OBJECTIVES.items()).replace("%", "%%"),
+    )
+    for name, (option, default) in all_options().items():
+        kind: dict[str, Any] = {"type": type(default), "choices": option.choices or None, "metavar": name.upper()}
+        parser.add_argument(
+            f"--{option.flag or name.replace('_', '-')}",
+            dest=f"option {name}",
+            help=f"{', '.join(users_of(name))}: {option.about} (default {default})",
+            **({"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else kind),
+        )
+    parser.add_argument("--warm-start", type=int, help="first steps of guided regression alone (default 0)")
+    parser.add_argument("--solver", choices=SOLVERS, help="the teacher's step (default ddim; of a flow Euler's)")
     parser.add_argument("--rank", type=int, help="rank of the LoRA (default 64)")
     parser.add_argument("--batch", type=int, help="latents a step, over all processes (default 4)")
     parser.add_argument("--size", type=int, help="side in pixels of a square with the pictures' area (default 512)")
+    parser.add_argument("--frames", type=int, help="of the videos that a video model draws for --prompts (default 1)")
+    parser.add_argument(
+        "--omega", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the guidance to learn (default 5 15; of a model "
+        "with a guidance of its own 0 0)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, help="training steps (default 1000)")
     parser.add_argument("--learning-rate", dest="learning_rate", type=float, help="of AdamW (default 1e-4)")
     parser.add_argument("--seed", type=int, help="fixes everything random (default 0)")

@@ -15,7 +15,7 @@ Below = Annotated[float, Option("the share of the timesteps, from the cleanest, 
                                 maximum=1, above=True)]  # fmt: skip
 
 
-@objective(teacher=False)
+@objective(teacher=False, gamma=None)
 def diffusion(problem: Problem, *, below: Below = 0.25) -> Tensor:
     """‖f_θ(x_t) − z‖² at the cleanest timesteps, where the data itself is the target (arXiv 2502.01441)."""
     early = problem.schedule.share(problem.draw.t) <= below

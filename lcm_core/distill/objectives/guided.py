@@ -8,7 +8,7 @@ from ..losses import Problem
 from ..objective import objective
 
 
-@objective()
+@objective(gamma=None)
 def guided(problem: Problem) -> Tensor:
     """f_θ learns the guided teacher's x̂₀, with ω as an input where the model takes it (arXiv 2210.03142)."""
     goal = problem.taught_x0()  # section 3.1: x̂ʷ(z_t) = (1 + ω)·x̂(z_t, c) − ω·x̂(z_t, ∅)

@@ -12,7 +12,7 @@ from ..losses import Cond, Distance, Draw, Model, Problem
 from ..objective import objective
 
 
-@objective(teacher=False)
+@objective(teacher=False, gamma=None)
 def lcf(problem: Problem) -> Tensor:
     """f_θ agrees with itself at two points that the data and one noise make, without a teacher (arXiv 2310.04378)."""
     t_next = problem.draw.t_next

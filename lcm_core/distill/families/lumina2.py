@@ -1,0 +1,28 @@
+"""Lumina 2, which counts time from noise to picture and predicts x₀ − ε."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..losses import Cond
+from .family import Family, of_picture
+
+
+def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    context, mask = cond
+    return -network(
+        hidden_states=x, timestep=1 - sigma, encoder_hidden_states=context, encoder_attention_mask=mask,
+        return_dict=False,
+    )[0]  # fmt: skip
+
+
+def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+    context, mask, _, _ = pipeline.encode_prompt(
+        prompt, do_classifier_free_guidance=False, device=pipeline.transformer.device
+    )
+    return context[0], mask[0]
+
+
+FAMILY = Family("Lumina2Pipeline", velocity, conditions, of_picture)

@@ -1,0 +1,34 @@
+"""Qwen-Image, whose autoencoder is one of videos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import Cond
+from .family import PATCH, Family, of_video, packed, unpacked
+
+
+def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    (context,) = cond
+    height, width = (side // PATCH for side in x.shape[-2:])
+    tokens = network(
+        hidden_states=packed(x), timestep=sigma, encoder_hidden_states=context,
+        encoder_hidden_states_mask=torch.ones(context.shape[:2], dtype=torch.long, device=x.device),
+        img_shapes=[[(1, height, width)]] * len(x), return_dict=False,
+    )[0]  # fmt: skip
+    return unpacked(tokens, x)
+
+
+def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+    context, mask = pipeline.encode_prompt(prompt, device=pipeline.transformer.device)
+    return (context[0] if mask is None else context[0][mask[0].bool()],)
+
+
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    return of_video(vae, pixels)[:, :, 0]
+
+
+FAMILY = Family("QwenImagePipeline", velocity, conditions, encode)

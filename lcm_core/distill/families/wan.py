@@ -1,0 +1,23 @@
+"""Wan 2.1 T2V, whose latents are videos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..losses import Cond
+from .family import Family, of_video
+
+
+def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    (context,) = cond
+    return network(hidden_states=x, timestep=1000 * sigma, encoder_hidden_states=context, return_dict=False)[0]
+
+
+def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+    context, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipeline.transformer.device)
+    return (context[0],)
+
+
+FAMILY = Family("WanPipeline", velocity, conditions, of_video, frames=True)

@@ -1,0 +1,107 @@
+"""A flow model through diffusers, as `distill` takes it: the teacher of the command line, beside `pipeline.Teacher`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..consistency import Prediction
+from ..schedule import Flow, FlowSchedule
+from .adapters import FLOW_TARGETS
+from .families import FAMILIES, Family
+from .identity import digest_of, fingerprint
+from .losses import Cond
+
+
+@dataclass(frozen=True, eq=False)
+class FlowTeacher:
+    """model(x, σ, cond, omega) of `losses` over a pipeline of `families`, for pictures of about size × size pixels.
+
+    The size decides the shift of models whose shift depends on it. `guidance` is what a network with a guidance of its
+    own, as Flux.1 dev has, is given.
+    """
+
+    pipeline: Any
+    size: int
+    guidance: float = 3.5
+    targets = FLOW_TARGETS
+    dialect = "peft"
+    prediction: Prediction = "flow_prediction"
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[type(self.pipeline).__name__]
+
+    @property
+    def network(self) -> Any:
+        return self.pipeline.transformer
+
+    @property
+    def schedule(self) -> FlowSchedule:
+        return FlowSchedule(Flow(shift_of(self.pipeline.scheduler.config, (self.size // (2 * self.cell)) ** 2)))
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the network takes a guidance as an input, so that the teacher needs no second pass."""
+        return bool(self.network.config.get("guidance_embeds"))
+
+    @property
+    def cell(self) -> int:
+        """How many pixels a latent's pixel is wide."""
+        return getattr(self.pipeline, "vae_scale_factor", None) or self.pipeline.vae_scale_factor_spatial
+
+    def shape(self, size: int, frames: int = 1) -> tuple[int, ...]:
+        """Of the latent of a picture of size × size pixels, or a video. ValueError for a video of a picture model."""
+        config, side = self.pipeline.vae.config, size // self.cell
+        channels = config.get("z_dim") or config.get("latent_channels")
+        if self.family.frames:
+            return channels, (frames - 1) // 4 + 1, side, side
+        if frames > 1:
+            raise ValueError(f"frames {frames} are of a video, and this model draws pictures; leave them out")
+        return channels, side, side
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a state must share beside the network's weights: its configuration, and what encodes."""
+        names = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+        parts = [part for name in names if (part := getattr(self.pipeline, name, None)) is not None]
+        config = {key: str(value) for key, value in self.network.config.items() if not key.startswith("_")}
+        return {
+            "architecture": digest_of(config),
+            "encoders": digest_of([fingerprint(dict(part.named_parameters())) for part in parts]),
+            "guidance": f"{self.guidance:g}" if self.guides_itself else "none",
+        }
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        dtype = self.network.dtype
+        given = tuple(c.to(dtype) if c.is_floating_point() else c for c in cond)
+        return self.family.velocity(self.network, x.to(dtype), t.float(), given).to(x.dtype)
+
+    @torch.no_grad()
+    def conditions(self, prompt: str, size: tuple[int, int], *, empty: bool = False) -> Cond:
+        """Tensors without a batch axis for a prompt; the unconditional one is the empty prompt's."""
+        return self.family.conditions(self.pipeline, prompt, self.guidance)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The latent (1, …), float32, of a picture (1, 3, height, width) in [0, 1]."""
+        vae = self.pipeline.vae
+        return self.family.encode(vae, (2 * pixels - 1).to(vae.device, vae.dtype)).float()
+
+
+def shift_of(config: Any, tokens: int) -> float:
+    """The shift s of a scheduler of flows for pictures of so many tokens, from its configuration.
+
+    With use_dynamic_shifting μ is linear between base_shift and max_shift in the number of tokens, and s = e^μ, or μ
+    for the linear type (arXiv 2403.03206, section 5.3.2).
+    """
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - least) / (most - least)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
