@@ -52,6 +52,7 @@ from pocket.lcm import TARGETS  # noqa: E402
 from pocket.teacher import SCHEDULE, Captions, encode_pictures, load_teacher  # noqa: E402
 
 FEW = (1, 2, 4, 8)
+GAMMAS = (1.0, 0.3, 0.0)
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
 NOISE_SEED = 11  # of the pictures
 STUDENT, GUIDED_TEACHER, TARGET = 3, 2, 1  # passes of the network
@@ -234,7 +235,7 @@ def run(name: str, seed: int, settings: Settings, key: str) -> dict[str, Any]:
     with adapter.using(adapter.average):
         scores = {
             f"{gamma:g}": {str(steps): data.few_steps(steps, gamma) for steps in FEW}
-            for gamma in sorted({1.0, OBJECTIVES[config.objective].gamma})
+            for gamma in GAMMAS
         }
     adapter.remove()
     loss = statistics.fmean(read_losses(state)[-max(1, config.steps // 20) :])
