@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..lcm_core.accelerators import read_sampling
 from ..lcm_core.lora import METHODS, LoRAVector, combine, conflicts, evaluate_expression, parse_expression
-from ..lcm_core.lora.method import Option, all_options, users_of
+from ..lcm_core.lora.method import all_options, users_of
 from ..lcm_core.lora.record import EXPRESSION, combine_record, sum_record
 from .host import lora_files, lora_model
 from .host.files import stamp
@@ -20,6 +20,7 @@ from .inputs import (
     more_terms,
     more_vectors,
     more_weights_input,
+    option_input,
     size,
     vector_input,
     vector_outputs,
@@ -132,7 +133,10 @@ class Expression(io.ComfyNode):
 class Combine(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        options = [option_input(name, *known) for name, known in all_options().items()]
+        options = [
+            option_input(name, option, default, users_of(name), option.place > FIRST)
+            for name, (option, default) in all_options().items()
+        ]
         return io.Schema(
             node_id="LCMLoRA_Combine",
             display_name="Combine LoRA Vectors",
@@ -182,24 +186,6 @@ class Combine(io.ComfyNode):
 
 # Options that have their widgets before rank and energy; graphs keep values by the order of widgets.
 FIRST = 5
-STEP = 0.01
-
-
-def option_input(name: str, option: Option, default: bool | int | float | str):
-    """The widget of a method's option, optional where it came after rank and energy: older graphs lack it."""
-    tooltip = f"{', '.join(users_of(name))}: {option.about}."
-    common = {"default": default, "optional": option.place > FIRST, "tooltip": tooltip}
-    low, high = option.minimum or 0, option.maximum
-    if option.choices:
-        return io.Combo.Input(name, options=list(option.choices), **common)
-    if isinstance(default, bool):
-        return io.Boolean.Input(name, **common)
-    if isinstance(default, int):
-        common["control_after_generate"] = False
-        return io.Int.Input(name, min=low, max=2**64 - 1 if high is None else high, **common)
-    if option.above:
-        low += STEP
-    return io.Float.Input(name, min=low, max=1_000_000.0 if high is None else high, step=STEP, **common)
 
 
 def pairs_tooltip() -> str:

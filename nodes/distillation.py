@@ -2,9 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..lcm_core.distill import OBJECTIVES
+from ..lcm_core.distill.objective import all_options, users_of
 from ..lcm_core.lora.sampling import distilled
+from ..lcm_core.solvers import SOLVERS
 from . import plotting
 from .host import lora_model
+from .inputs import option_input
 
 CATEGORY = "LCM-LoRA/distillation"
 SETTINGS = [
@@ -53,9 +57,14 @@ def train(settings: dict, model, positive, latents, negative=None, **config):
         rank=given["rank"], batch_size=given["batch_size"], checkpointing=given["gradient_checkpointing"],
         prefix=given["state_prefix"], preview_every=given["preview_every"],
     )  # fmt: skip
-    if config.get("objective") != "lcf":
-        vector = distilled(vector, config["links"])
+    gamma = OBJECTIVES[config["objective"]].gamma
+    if gamma is not None:
+        vector = distilled(vector, config["links"], gamma)
     return io.NodeOutput(lora_model.LoRATensors(vector, {}), plotting.loss_curve(losses), report)
+
+
+def objectives_tooltip() -> str:
+    return " ".join(f"{name}: {o.about}" for name, o in OBJECTIVES.items() if o.teacher)
 
 
 class Distill(io.ComfyNode):
@@ -66,7 +75,8 @@ class Distill(io.ComfyNode):
             display_name="Distil LCM-LoRA",
             category=CATEGORY,
             description="Makes an acceleration vector τ_LCM for any model: L = d(f_θ(x_t+k), f_θ⁻(x̂_t)), x̂_t being one "
-            "guided solver step of the model itself (latent consistency distillation). Training, LCD.",
+            "guided solver step of the model itself (latent consistency distillation). Training, of diffusion and "
+            "flow models.",
             inputs=[
                 io.Model.Input("model", tooltip="The teacher, before any LCM node. It is left as it is."),
                 io.Conditioning.Input("positive", tooltip="A prompt for each latent, as a list, or one for all."),
@@ -78,21 +88,35 @@ class Distill(io.ComfyNode):
                 io.Int.Input("links", default=50, min=1, max=1000,
                              tooltip="Points of the timestep grid, LCM Sampler's original_steps. Few need less "
                              "training, 50 is the paper's."),
-                io.Combo.Input("solver", options=["ddim", "dpm++"], default="ddim",
-                               tooltip="The teacher's step Ψ. dpm++ is more exact and takes twice its time."),
+                io.Combo.Input("solver", options=list(SOLVERS), default="ddim",
+                               tooltip="The teacher's step Ψ, of a flow model Euler's. dpm++ and, for flow models, "
+                               "heun are more exact and take twice its time."),
                 *WORK,
                 io.Conditioning.Input("negative", optional=True,
-                                      tooltip="The empty prompt for SD 1.x and 2.x. Without it zeros, as for SDXL."),
+                                      tooltip="The empty prompt, but for SDXL: without it zeros. A Flux model with its "
+                                      "own guidance needs none, with omega 0."),
+                io.Combo.Input("objective", options=[name for name, o in OBJECTIVES.items() if o.teacher],
+                               default="lcd", optional=True, tooltip=objectives_tooltip()),
+                io.Int.Input("warm_start", default=0, min=0, max=1_000_000, optional=True,
+                             tooltip="So many of the first steps only regress the guided prediction."),
+                *(option_input(name, option, default, users_of(name), True)
+                  for name, (option, default) in all_options().items()
+                  if any(OBJECTIVES[user].teacher for user in users_of(name))),
             ],
             outputs=OUTPUTS,
             is_input_list=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, latents, omega_min, omega_max, links, solver, negative=None, **settings):
+    def execute(
+        cls, model, positive, latents, omega_min, omega_max, links, solver, negative=None, objective=("lcd",),
+        warm_start=(0,), **settings,
+    ):  # fmt: skip
+        known = OBJECTIVES[objective[0]].options
         return train(
             settings, model, positive, latents, negative, omega=(omega_min[0], omega_max[0]), links=links[0],
-            solver=solver[0],
+            solver=solver[0], objective=objective[0], warm_start=warm_start[0],
+            options={name: settings[name][0] for name in known if name in settings},
         )  # fmt: skip
 
 

@@ -1,15 +1,17 @@
 """What several nodes for LoRA vectors have in common: inputs, outputs, and how a vector is described."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..lcm_core.lora import LoRAVector
+from ..lcm_core.option import Option
 from .checks import numbers
 
 CATEGORY = "LCM-LoRA/vectors"
+STEP = 0.01
 # Whether the host has inputs that grow by a socket as each is connected.
 GROWS = hasattr(io, "Autogrow")
 LETTERS = string.ascii_lowercase
@@ -73,6 +75,22 @@ def more_terms(name: str, more: Mapping[str, Mapping[str, Tensor]] | None, weigh
             f"{name} has {len(given)} numbers for {len(loras)} further vectors; write one for each, or leave it empty"
         )
     return {letter: (lora, weight) for (letter, lora), weight in zip(loras.items(), given, strict=True)}
+
+
+def option_input(name: str, option: Option, default: bool | int | float | str, users: Sequence[str], optional: bool):
+    """The widget of an option of a method or an objective; optional where older graphs lack it."""
+    common = {"default": default, "optional": optional, "tooltip": f"{', '.join(users)}: {option.about}."}
+    low, high = option.minimum or 0, option.maximum
+    if option.choices:
+        return io.Combo.Input(name, options=list(option.choices), **common)
+    if isinstance(default, bool):
+        return io.Boolean.Input(name, **common)
+    if isinstance(default, int):
+        common["control_after_generate"] = False
+        return io.Int.Input(name, min=low, max=2**64 - 1 if high is None else high, **common)
+    if option.above:
+        low += STEP
+    return io.Float.Input(name, min=low, max=1_000_000.0 if high is None else high, step=STEP, **common)
 
 
 def limits(rank: int, energy: float) -> dict[str, int | float | None]:

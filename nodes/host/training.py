@@ -5,8 +5,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.conds
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
@@ -20,17 +22,20 @@ from ...lcm_core.consistency import consistency_function, multistep_sample
 from ...lcm_core.files import output_path
 from ...lcm_core.lora import LoRAVector
 from ...lcm_core.noise import step_noise
-from ...lcm_core.schedule import NoiseSchedule, lcm_timesteps
+from ...lcm_core.schedule import FlowSchedule, NoiseSchedule, Schedule, lcm_sigmas, lcm_timesteps
+from .levels import flow_of
+from .model_sampling import prediction_of
 from .report import warn
 
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction", "X0": "sample"}
 PREVIEW_STEPS = 4
+TOKENS = "num_tokens"  # the length of a prompt's context, which Lumina's networks are told
 
 
-def noise_process(model) -> tuple[NoiseSchedule, str]:
-    """(schedule, prediction) of a MODEL.
+def noise_process(model) -> tuple[Schedule, str]:
+    """(schedule, prediction) of a MODEL: of a flow with the MODEL's own shift.
 
-    ValueError for a flow model, one that samples as an LCM already, or one whose calls another node wraps.
+    ValueError for one that samples as an LCM already, one whose calls another node wraps, and one of another kind.
     """
     if "model_function_wrapper" in model.model_options:
         raise ValueError(
@@ -39,16 +44,19 @@ def noise_process(model) -> tuple[NoiseSchedule, str]:
         )
     sampling = model.get_model_object("model_sampling")
     bases = {base.__name__ for base in type(sampling).__mro__}
-    prediction = next((PREDICTIONS[name] for name in PREDICTIONS if name in bases), None)
     if "LCM" in bases or "ConsistencySampling" in bases:
         raise ValueError(
             "this MODEL went through a node that makes it sample as an LCM; connect the MODEL from before it, and "
             "apply an LCM-LoRA with Apply LoRA Vector"
         )
+    flow = flow_of(sampling)
+    if flow and prediction_of(sampling) == "CONST":
+        return FlowSchedule(flow), "flow_prediction"
+    prediction = next((PREDICTIONS[name] for name in PREDICTIONS if name in bases), None)
     if prediction is None or not hasattr(sampling, "sigmas"):
         raise ValueError(
-            f"the model samples as {type(sampling).__name__}, and only models that predict noise, v or the sample on a "
-            "table of timesteps can be distilled; use a Stable Diffusion 1.x, 2.x or SDXL model"
+            f"the model samples as {type(sampling).__name__}; models that predict noise, v or the sample on a table of "
+            "timesteps, and flow models, can be distilled, such as Stable Diffusion, Flux, Qwen-Image or Wan"
         )
     return NoiseSchedule(1 / (1 + sampling.sigmas.double() ** 2)), prediction
 
@@ -78,10 +86,38 @@ def trainable(model) -> Iterator[nn.Module]:
             comfy.model_management.soft_empty_cache()
 
 
-def conditions(model, positive: list, negative: list | None, latent: Tensor) -> tuple[list[str], list[Tensor]]:
-    """(names, tensors (N + 1, …)) of what the network takes beside x and t: N positive entries, then the negative one.
+@dataclass(frozen=True)
+class Conditions:
+    """What the network takes beside x and t: the names of tensors, each entry's own, and constants of all of them."""
 
-    Without a negative its tensors are zeros, SDXL's convention. latent (C, H, W) gives the size that SDXL is told.
+    names: list[str]
+    rows: list[tuple[Tensor, ...]]  # of the positive entries, then the negative one, without a batch axis
+    constants: dict[str, object]
+
+
+@contextmanager
+def norms_on_copies(network: nn.Module) -> Iterator[None]:
+    """Norms get a copy of their input where gradients are needed, which they keep for the backward pass.
+
+    The host's Flux adds to what a norm has read in place, and autograd refuses what was changed since.
+    """
+
+    def copied(norm: nn.Module, inputs: tuple) -> tuple:
+        return (inputs[0].clone(), *inputs[1:]) if inputs[0].requires_grad else inputs
+
+    norms = [module for module in network.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)]
+    hooks = [norm.register_forward_pre_hook(copied) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def conditions(model, positive: list, negative: list | None, latent: Tensor) -> Conditions:
+    """Of N positive entries and the negative one, N + 1 rows.
+
+    Without a negative its tensors are zeros, SDXL's convention. latent (C, …) gives the size that SDXL is told.
     """
     if negative is None:
         embedding, options = positive[0]
@@ -97,38 +133,64 @@ def conditions(model, positive: list, negative: list | None, latent: Tensor) -> 
         (cond,) = comfy.samplers.encode_model_conds(
             model.model.extra_conds, cond, latent[None], model.load_device, kind
         )
-        found.append({name: value for name, value in cond["model_conds"].items() if isinstance(value.cond, Tensor)})
-    names = sorted(found[0])
-    if any(sorted(each) != names for each in found):
+        found.append(cond["model_conds"])
+    if any(each.keys() != found[0].keys() for each in found):
         raise ValueError(f"the conditionings differ in kind: {[sorted(each) for each in found]}; encode all alike")
-    joined = [found[0][name].concat([each[name] for each in found[1:]]) for name in names]
-    return ["context" if name == "c_crossattn" else name for name in names], joined
+    tensors, constants = {}, {}
+    for name, first in found[0].items():
+        values = [each[name].cond for each in found]
+        if isinstance(first, comfy.conds.CONDCrossAttn):
+            tensors[name] = first.concat([each[name] for each in found[1:]]).clone()
+        elif isinstance(first.cond, Tensor):
+            tensors[name] = [value[0].clone() for value in values]
+        elif name == TOKENS or (isinstance(first.cond, bool | int | float | str) and len(set(values)) == 1):
+            constants[name] = first.cond
+        else:
+            raise ValueError(f"the conditionings have {name}, which training can't give the network; leave it out")
+    names = sorted(tensors)
+    rows = list(zip(*(tensors[name] for name in names), strict=True))
+    return Conditions(["context" if name == "c_crossattn" else name for name in names], rows, constants)
 
 
-def as_model(model, network: nn.Module, names: list[str]) -> Callable[[Tensor, Tensor, tuple, Tensor | None], Tensor]:
-    """The network as model(x, t, cond, omega) of `lcm_core.distill`: x (B, C, H, W) is α·z + σ·ε."""
+def as_model(model, network: nn.Module, given: Conditions) -> Callable[[Tensor, Tensor, tuple, Tensor | None], Tensor]:
+    """The network as model(x, t, cond, omega) of `lcm_core.distill`: x (B, C, …) is α·z + σ·ε, and a flow's t is σ."""
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    sampling = model.get_model_object("model_sampling")
+    flow = flow_of(sampling)
 
     def call(x: Tensor, t: Tensor, cond: tuple[Tensor, ...], omega: Tensor | None) -> Tensor:
-        given = {name: value.to(dtype) for name, value in zip(names, cond, strict=True)}
-        return network(x.to(dtype), t.float(), transformer_options={}, **given).float()
+        tensors = {name: value.to(dtype) for name, value in zip(given.names, cond, strict=True)}
+        constants = dict(given.constants)
+        if TOKENS in constants:
+            constants[TOKENS] = tensors["context"].shape[1]
+        t = (sampling.timestep(t) if flow else t).float()
+        return network(x.to(dtype), t, transformer_options={}, **tensors, **constants).float()
 
     return call
 
 
 def separate(model, latents: list[dict]) -> list[Tensor]:
-    """Every picture's latent (C, H, W), float32, in the network's scale; ValueError where one is not this model's."""
+    """Every picture's latent (C, H, W), or video's (C, T, H, W), float32, in the network's scale.
+
+    A model of videos also takes a picture, as a video of one frame. ValueError where one is not this model's.
+    """
     samples = [sample for latent in latents for sample in latent["samples"]]
-    channels = model.get_model_object("latent_format").latent_channels
+    format = model.get_model_object("latent_format")
+    axes = format.latent_dimensions + 1
     if not samples:
         raise ValueError("there are no latents; connect VAE Encode, or a batch of latents")
+    scaled = []
     for sample in samples:
-        if sample.ndim != 3 or sample.shape[0] != channels:
+        if sample.ndim == 3 and axes == 4:
+            sample = sample[:, None]
+        if sample.ndim != axes or sample.shape[0] != format.latent_channels:
+            size = "height, width" if axes == 3 else "frames, height, width"
             raise ValueError(
-                f"a latent is {tuple(sample.shape)}; the model takes ({channels}, height, width), so encode it with "
-                "this model's VAE"
+                f"a latent is {tuple(sample.shape)}; the model takes ({format.latent_channels}, {size}), so encode it "
+                "with this model's VAE"
             )
-    return [model.model.process_latent_in(sample.clone().float()) for sample in samples]
+        scaled.append(model.model.process_latent_in(sample[None].clone().float())[0])
+    return scaled
 
 
 def pair(entries: list, count: int) -> list:
@@ -199,7 +261,7 @@ def where(state: Path) -> list[str]:
 class Monitor:
     """The progress bar of a training, with a preview of one picture of 4 steps every `every` steps, and interrupts."""
 
-    def __init__(self, model, call: Callable, schedule: NoiseSchedule, prediction: str, batch: tuple, every: int):
+    def __init__(self, model, call: Callable, schedule: Schedule, prediction: str, batch: tuple, every: int):
         self.model, self.call, self.schedule, self.prediction = model, call, schedule, prediction
         z, cond, _ = batch
         self.shape, self.cond, self.every = z[:1].shape, tuple(c[:1] for c in cond), every
@@ -218,7 +280,10 @@ class Monitor:
             output = self.call(x, timesteps, self.cond, None)
             return consistency_function(output, x, t, self.schedule, self.prediction)
 
-        grid = lcm_timesteps(PREVIEW_STEPS, train_steps=self.schedule.steps)
+        if isinstance(self.schedule, FlowSchedule):
+            grid = lcm_sigmas(PREVIEW_STEPS, self.schedule.flow)
+        else:
+            grid = lcm_timesteps(PREVIEW_STEPS, train_steps=self.schedule.steps)
         with torch.no_grad():
             x = step_noise(self.shape, 0, PREVIEW_STEPS).to(self.cond[0].device)
             x0 = multistep_sample(
@@ -234,7 +299,7 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     The MODEL is left as it was. With a prefix the state is saved (`state_path`) every `save_every` steps and when the
     user interrupts, and the same training goes on from there.
     """
-    from ...lcm_core.distill import checkpointed, distill, inject_lora
+    from ...lcm_core.distill import FLOW_TARGETS, LCM_TARGETS, checkpointed, distill, inject_lora
     from ...lcm_core.distill.data import Examples
     from ...lcm_core.distill.identity import digest_of, fixed_settings, training_identity
     from ...lcm_core.distill.state import read_losses
@@ -242,15 +307,21 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     schedule, prediction = noise_process(model)
     samples = separate(model, latents)
     entries = pair([entry for conditioning in positive for entry in conditioning], len(samples))
-    with trainable(model) as network:
-        names, tensors = conditions(model, entries, negative, samples[0])
-        tensors = [tensor.clone() for tensor in tensors]
-        device = model.load_device
-        rows = list(zip(*(tensor.to(device) for tensor in tensors), strict=True))
-        examples = Examples([z.to(device) for z in samples], rows[:-1], rows[-1], batch_size, config.seed)
+    flow = isinstance(schedule, FlowSchedule)
+    with trainable(model) as network, norms_on_copies(network) if flow else nullcontext():
+        given, device = conditions(model, entries, negative, samples[0]), model.load_device
+        *positive, empty = (tuple(tensor.to(device) for tensor in row) for row in given.rows)
+        guided = negative is not None or config.omega != (0, 0)
+        if guided and negative is None and config.needs_teacher and flow:
+            raise ValueError(
+                f"omega {config.omega} guides the teacher away from the empty prompt; connect it to negative, or set "
+                "omega_min and omega_max to 0 for a model with a guidance of its own"
+            )
+        examples = Examples([z.to(device) for z in samples], positive, empty if guided else (), batch_size, config.seed)
         torch.manual_seed(config.seed)
-        adapter = inject_lora(network, rank=rank, clamp=True)
-        call = as_model(model, network, names)
+        targets = FLOW_TARGETS if flow else LCM_TARGETS
+        adapter = inject_lora(network, targets, rank, clamp=True)
+        call = as_model(model, network, given)
         state, identity, losses, progress = None, {}, [], None
         try:
             if prefix.strip():
@@ -264,7 +335,7 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
                 call, adapter, examples, config, schedule=schedule, prediction=prediction, state=state,
                 identity=identity,
             )  # fmt: skip
-            with closing(steps), checkpointed(network) if checkpointing else nullcontext():
+            with closing(steps), checkpointed(network, copies=flow) if checkpointing else nullcontext():
                 for progress in steps:
                     losses.append(progress.loss)
                     monitor.report(progress.step, progress.steps)

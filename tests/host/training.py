@@ -73,15 +73,15 @@ def network(bench: Bench) -> Facts:
     schedule, prediction = bench.training.noise_process(model)
     z, t = bench.latents[0]["samples"], torch.tensor([500])
     with bench.training.trainable(model) as unet:
-        names, tensors = bench.training.conditions(model, bench.positive[0], bench.negative, z[0])
-        call = bench.training.as_model(model, unet, names)
-        cond = tuple(tensor[:1] for tensor in tensors)
+        given = bench.training.conditions(model, bench.positive[0], bench.negative, z[0])
+        call = bench.training.as_model(model, unet, given)
+        cond = tuple(tensor[None] for tensor in given.rows[0])
         output = call(z, t, cond, None)
         sigma = sampling.sigma(t)
         x = z * (1 + sigma**2).sqrt()
         expected = (x - model.model.apply_model(x, sigma, c_crossattn=cond[0])) / sigma
     return {
-        "names": names,
+        "names": given.names,
         "prediction": prediction,
         "alpha": abs(float(schedule.alpha(500)) - float(1 / (1 + sigma**2).sqrt())),
         "apart": float((output - expected).abs().max()),
