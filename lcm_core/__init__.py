@@ -5,6 +5,8 @@ from typing import Any
 
 # Imported when first used, so that the command line answers --help without torch.
 _HOME = {
+    "Flow": "schedule",
+    "FlowSchedule": "schedule",
     "NoiseSchedule": "schedule",
     "boundary_scalings": "consistency",
     "consistency_function": "consistency",
