@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..files import read_text, write_lora
+from ..lora import LoRAVector
 from ..lora.sampling import distilled
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
             state_error = done.state_error
             report(done.step, done.steps)
     adapter.remove()
-    vector = adapter.vector()
+    vector = LoRAVector(adapter.vector().modules, metadata=teacher.metadata)
     gamma = OBJECTIVES[config.objective].gamma
     vector = vector if gamma is None else distilled(vector, config.links, gamma)
     if accelerator is None or accelerator.is_main_process:

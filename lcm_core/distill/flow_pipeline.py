@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..consistency import Prediction
+from ..lora import metadata
 from ..schedule import Flow, FlowSchedule
 from .adapters import FLOW_TARGETS
 from .families import FAMILIES, Family
@@ -35,6 +36,11 @@ class FlowTeacher:
     @property
     def family(self) -> Family:
         return FAMILIES[type(self.pipeline).__name__]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of a LoRA of it: by whose names its modules go."""
+        return {metadata.FAMILIES: self.family.names}
 
     @property
     def network(self) -> Any:

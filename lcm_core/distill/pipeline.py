@@ -32,6 +32,11 @@ class Teacher:
     guides_itself = False
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """Of a LoRA of it."""
+        return {}
+
+    @property
     def network(self) -> nn.Module:
         return self.pipeline.unet
 

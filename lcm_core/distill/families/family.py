@@ -19,7 +19,7 @@ PATCH = 2  # latent pixels a token is wide
 class Family:
     """A family of flow models.
 
-    pipeline: the name of diffusers' class.
+    pipeline: the name of diffusers' class. names: that of the network's spellings in `lora.names`.
     velocity: (network, x (B, …), σ (B,), conditions (B, …)) -> v = ε − x₀, like x.
     conditions: (pipeline, prompt, guidance) -> tensors without a batch axis.
     encode: (vae, pixels (1, 3, H, W) in [−1, 1]) -> the latent (1, …) in the network's scale.
@@ -27,6 +27,7 @@ class Family:
     """
 
     pipeline: str
+    names: str
     velocity: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
     conditions: Callable[[Any, str, float], Cond]
     encode: Callable[[Any, Tensor], Tensor]

@@ -30,4 +30,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return context[0], pooled[0], *own
 
 
-FAMILY = Family("FluxPipeline", velocity, conditions, of_picture)
+FAMILY = Family("FluxPipeline", "Flux", velocity, conditions, of_picture)

@@ -25,4 +25,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return context[0], mask[0]
 
 
-FAMILY = Family("Lumina2Pipeline", velocity, conditions, of_picture)
+FAMILY = Family("Lumina2Pipeline", "Lumina 2", velocity, conditions, of_picture)

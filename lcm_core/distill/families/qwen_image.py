@@ -31,4 +31,4 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     return of_video(vae, pixels)[:, :, 0]
 
 
-FAMILY = Family("QwenImagePipeline", velocity, conditions, encode)
+FAMILY = Family("QwenImagePipeline", "Qwen-Image", velocity, conditions, encode)

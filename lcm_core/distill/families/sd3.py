@@ -26,4 +26,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return context[0], pooled[0]
 
 
-FAMILY = Family("StableDiffusion3Pipeline", velocity, conditions, of_picture)
+FAMILY = Family("StableDiffusion3Pipeline", "Stable Diffusion 3", velocity, conditions, of_picture)

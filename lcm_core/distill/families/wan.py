@@ -20,4 +20,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return (context[0],)
 
 
-FAMILY = Family("WanPipeline", velocity, conditions, of_video, frames=True)
+FAMILY = Family("WanPipeline", "Wan", velocity, conditions, of_video, frames=True)

@@ -24,4 +24,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return (context,)
 
 
-FAMILY = Family("ZImagePipeline", velocity, conditions, of_picture)
+FAMILY = Family("ZImagePipeline", "Z-Image", velocity, conditions, of_picture)
