@@ -53,12 +53,7 @@ def sample_consistency(
     gamma = rules.gamma
     if gamma is None:
         gamma = settled(recipe_on(model.inner_model.model_patcher)).gamma.default
-    mask, scale = given.get("denoise_mask"), preserving(sampling, levels[0])
-    if mask is not None and scale != 1:
-        raise ValueError(
-            "the latent has a noise mask, and the host noises what is outside of it on another scale than this model "
-            "takes; sample without the mask, and put the picture together after that"
-        )
+    mask = given.get("denoise_mask")
     process, intermediate = forward_process(sampling)
     options = options_by_level(rules.guidance, rules.levels or levels, given.get("model_options", {}))
     every = [*levels, last]
@@ -69,8 +64,8 @@ def sample_consistency(
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if mask is not None:
-            # Outside the mask the host noises the latent anew: with this, by the noise that x has there already.
-            alpha, noisy = process(sigma)
+            # Outside the mask the host noises the latent anew, on its own scale: with this, to what x is there already.
+            alpha, noisy = (each / preserving(sampling, sigma) for each in process(sigma))
             model.noise = (x - alpha * model.latent_image) / noisy
         return model(x, x.new_full((x.shape[0],), sigma), **given | {"model_options": options[sigma]})
 
@@ -86,7 +81,7 @@ def sample_consistency(
         )  # fmt: skip
         x = x * mask + outside * (1 - mask)
     x = multistep_sample(
-        denoise, x * scale, levels, process, noise=lambda i: noise_of(every[i + 1]),
+        denoise, x * preserving(sampling, levels[0]), levels, process, noise=lambda i: noise_of(every[i + 1]),
         gamma=gamma, callback=report, intermediate=intermediate, until=last or None,
     )  # fmt: skip
     return x / preserving(sampling, last)

@@ -165,8 +165,12 @@ def preserved(bench: Bench) -> Facts:
                 for node in ("LCMLoRA_Sampler", "LCMLoRA_StreamBatch")
             ]
     facts["staged"] = largest(staged(bench, empty(1), model=raw), latent(bench, raw)["samples"])
-    masked = {"samples": frames(1), "noise_mask": torch.ones(1, 64, 64)}
-    facts["mask"] = message(lambda: latent(bench, raw, latent=masked))
+    mask = torch.ones(1, 64, 64)
+    mask[:, :, :32] = 0
+    masked = {"latent": {"samples": frames(1), "noise_mask": mask}, "denoise": 0.7}
+    made = latent(bench, raw, **masked)["samples"]
+    facts["mask"] = largest(made, latent(bench, scaled, **masked)["samples"])
+    facts["mask staged"] = largest(staged(bench, masked["latent"], model=raw, denoise=0.7), made)
     return facts
 
 
