@@ -56,11 +56,11 @@ def sample_consistency(
     mask = given.get("denoise_mask")
     process, intermediate = forward_process(sampling)
     options = options_by_level(rules.guidance, rules.levels or levels, given.get("model_options", {}))
-    every = [*levels, last]
-    places = dict(zip(every, map(place_of, thousandths(sampling, every)), strict=True))
+    every, seed = [*levels, last], given.get("seed") or 0
 
     def noise_of(level: float) -> Tensor:
-        return rules.noise.at(places[level], x.shape, given.get("seed") or 0)
+        (timestep,) = thousandths(sampling, [level])
+        return rules.noise.at(place_of(timestep), x.shape, seed)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if mask is not None:
@@ -73,10 +73,24 @@ def sample_consistency(
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
+    def noise_so_far() -> Tensor:
+        """What the run that this part is of has as noise at its first level, where its f_θ is the latent."""
+        earlier = [level for level in rules.levels if level > levels[0]]
+        if not earlier:
+            return noise_of(levels[0])
+        first, whole = torch.tensor(earlier[:1]), comfy.samplers.Sampler().max_denoise(model.inner_model, earlier)
+        noisy = sampling.noise_scaling(first, rules.noise.first(x, seed).to(x), torch.zeros_like(x), whole)
+        noisy = multistep_sample(
+            lambda x, _: torch.zeros_like(x), noisy * preserving(sampling, earlier[0]), earlier, process,
+            noise=lambda i: noise_of([*earlier[1:], levels[0]][i]), gamma=gamma, intermediate=intermediate,
+            until=levels[0],
+        )  # fmt: skip
+        return noisy / process(levels[0])[1]
+
     if mask is not None and not model.noise.any():
         # A sample with its noise on, whose part outside the mask is clean, gets the noise there that the run had.
         outside = model.inner_model.inner_model.scale_latent_inpaint(
-            x=x, sigma=sigmas[:1].expand(len(x)), noise=noise_of(levels[0]).to(x), latent_image=model.latent_image,
+            x=x, sigma=sigmas[:1].expand(len(x)), noise=noise_so_far().to(x), latent_image=model.latent_image,
             denoise_mask=mask,
         )  # fmt: skip
         x = x * mask + outside * (1 - mask)

@@ -32,6 +32,7 @@ def stages(bench: Bench) -> Facts:
     """Two stages against one run, by what the run has beside its steps; and what ends early ends at."""
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
+    masked = {"latent": {"samples": 5 * frames(2), "noise_mask": mask}, "seed": 9}
     facts: Facts = {}
     for name, inputs in {
         "plain": {},
@@ -40,7 +41,7 @@ def stages(bench: Bench) -> Facts:
         "batch": {"latent": empty(2) | {"batch_index": [4, 2]}},
         "picture": {"latent": {"samples": frames(1)}, "denoise": 0.7, "seed": 6},
         "guided": {"cfg": 1.5, "guidance_until": 0.75, "guidance_from": 0.25, "steps": 8, "split": 3},
-        "mask": {"latent": {"samples": 5 * frames(2), "noise_mask": mask}, "seed": 9},
+        **{f"mask {gamma}": masked | {"gamma": gamma} for gamma in (1.0, 0.3, 0.0)},
     }.items():
         split = inputs.pop("split", 2)
         given = {"latent": empty(1)} | inputs

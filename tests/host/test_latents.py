@@ -17,7 +17,10 @@ def facts(base):
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["plain", "one step", "seeds", "batch", "picture", "guided", "mask"])
+MASKED = ["mask 1.0", "mask 0.3", "mask 0.0"]
+
+
+@pytest.mark.parametrize("name", ["plain", "one step", "seeds", "batch", "picture", "guided", *MASKED])
 def test_two_stages_are_one_run(facts, name):
     """Of latents up to some 30: the step noise, the guided steps and the noise outside the mask are the whole's."""
     assert facts["stages"][name] < 1e-3
