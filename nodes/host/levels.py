@@ -1,5 +1,6 @@
 """The levels at which a run evaluates a MODEL, as sigmas of the host; and the flow that they are shares of."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -11,31 +12,27 @@ from ...lcm_core.schedule import Flow, NoiseSchedule, custom_timesteps, lcm_time
 from ..checks import numbers
 from .model_sampling import RANGE, defined_by
 
-# By the host's class that says what a timestep is: a flow's shift of a sampling, and what its set_parameters takes of a
-# shift. Flux's shift is μ, with s = e^μ.
-SHIFTS: dict[str, tuple[Callable[..., float], Callable[..., dict[str, float]]]] = {
-    "ModelSamplingDiscreteFlow": (
-        lambda sampling: sampling.shift,
-        lambda sampling, shift: {"shift": shift, "multiplier": sampling.multiplier},
-    ),
-    "ModelSamplingFlux": (
-        lambda sampling: math.exp(sampling.shift),
-        lambda sampling, shift: {"shift": math.log(shift)},
-    ),
+# By the host's class that says what a timestep is: a flow's shift of what the class calls one, and the reverse. Flux's
+# is μ, with s = e^μ.
+SHIFTS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "ModelSamplingDiscreteFlow": (float, float),
+    "ModelSamplingFlux": (math.exp, math.log),
 }
 
 
 def flow_of(sampling) -> Flow | None:
     """The flow that a model's sampling walks, with its shift; None for a sampling that is none."""
     known = SHIFTS.get(defined_by(sampling, "timestep"))
-    return known and Flow(known[0](sampling))
+    return known and Flow(known[0](sampling.shift))
 
 
 def with_shift(model, shift: float):
-    """A clone of the MODEL of a flow with this shift, as the host's ModelSampling nodes make it."""
+    """A clone of the MODEL of a flow with this shift, as the host's ModelSampling nodes make it; all else is kept."""
     sampling = model.get_model_object("model_sampling")
     patched = type(sampling)(model.model.model_config)
-    patched.set_parameters(**SHIFTS[defined_by(sampling, "timestep")][1](sampling, shift))
+    names = vars(sampling).keys() & inspect.signature(sampling.set_parameters).parameters
+    own = {name: vars(sampling)[name] for name in names}
+    patched.set_parameters(**own | {"shift": SHIFTS[defined_by(sampling, "timestep")][1](shift)})
     model = model.clone()
     model.add_object_patch("model_sampling", patched)
     return model

@@ -1,120 +1,27 @@
-"""Shrunken models of every kind of model sampling through our nodes and core's, in ComfyUI's own Python.
+"""Models of every kind of model sampling, in parts and in a stream, in ComfyUI's own Python.
 
 python -m tests.host.kinds COMFYUI FOLDER    writes FOLDER/report.json
 
-Each is the host's own class of the architecture with random weights. test_kinds.py runs this and judges the report.
+test_kinds.py runs this and judges the report; sampler_table.py holds the same models against core's samplers.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lcm_core.noise import step_noise
-from tools.inprocess import Host, load_host, message
+from tests.host.sampler_models import ROWS, SEED, Row, build, there
+from tools.inprocess import PACK, Host, load_host, message
 
-SEED = 5
-WORDS, POOLED = 32, 64
-
-
-class Kind(NamedTuple):
-    """A class of comfy.supported_models, its network's settings, and the shape of its latents."""
-
-    config: str
-    network: dict[str, Any]
-    shape: tuple[int, ...]
-
-
-KINDS = {
-    "SVD": Kind(
-        "SVD_img2vid",
-        {
-            "image_size": 32, "in_channels": 8, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1],
-            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1], "use_spatial_transformer": True, "context_dim": WORDS, "legacy": False,
-            "num_head_channels": 64, "num_classes": "sequential", "adm_in_channels": 768,
-            "use_temporal_attention": True, "use_linear_in_transformer": True, "use_temporal_resblock": True,
-            "extra_ff_mix_layer": True, "video_kernel_size": [3, 1, 1], "merge_strategy": "learned_with_images",
-        },
-        (3, 4, 8, 8),
-    ),
-    "Stable Cascade": Kind(
-        "Stable_Cascade_C",
-        {
-            "stable_cascade_stage": "c", "c_cond": 32, "c_hidden": [32, 32], "nhead": [2, 2],
-            "blocks": [[1, 1], [1, 1]], "c_clip_text": WORDS, "c_clip_text_pooled": POOLED,
-        },
-        (2, 16, 8, 8),
-    ),
-    "Stable Audio": Kind(
-        "StableAudio",
-        {"audio_model": "dit1.0", "embed_dim": 768, "cond_token_dim": 768, "depth": 1, "num_heads": 24},
-        (2, 64, 16),
-    ),
-    "Cosmos": Kind(
-        "CosmosT2V",
-        {
-            "image_model": "cosmos", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
-            "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 64, "num_blocks": 2,
-            "num_heads": 2, "crossattn_emb_channels": WORDS, "block_config": "FA-CA-MLP", "concat_padding_mask": True,
-            "pos_emb_cls": "rope3d", "pos_emb_learnable": False, "use_adaln_lora": True, "adaln_lora_dim": 16,
-            "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
-            "extra_per_block_abs_pos_emb_type": "learnable",
-        },
-        (2, 16, 2, 8, 8),
-    ),
-    "Cosmos-Predict2": Kind(
-        "CosmosT2IPredict2",
-        {
-            "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
-            "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 64, "num_blocks": 2,
-            "num_heads": 2, "crossattn_emb_channels": WORDS, "pos_emb_cls": "rope3d", "pos_emb_learnable": True,
-            "use_adaln_lora": True, "adaln_lora_dim": 16,
-        },
-        (2, 16, 2, 8, 8),
-    ),
-    "Flux": Kind(
-        "Flux",
-        {
-            "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": POOLED, "context_in_dim": WORDS,
-            "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
-            "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True, "guidance_embed": True, "patch_size": 2,
-            "txt_ids_dims": [],
-        },
-        (2, 16, 8, 8),
-    ),
-}  # fmt: skip
-
-
-def build(kind: Kind) -> Any:
-    """A MODEL of a kind, its weights random, of variance 1/fan-in."""
-    supported, patcher = (importlib.import_module(f"comfy.{name}") for name in ("supported_models", "model_patcher"))
-    embedder = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner(768, min_val=0, max_val=512)
-    seconds = {
-        f"conditioner.conditioners.seconds_{end}.{name}": value
-        for end in ("start", "total") for name, value in embedder.state_dict().items()
-    }  # fmt: skip
-    flux = inspect.signature(importlib.import_module("comfy.ldm.flux.model").FluxParams).parameters
-    network = {name: value for name, value in kind.network.items() if name != "txt_ids_dims" or name in flux}
-    config = getattr(supported, kind.config)(network)
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model(seconds)
-    generator = torch.Generator().manual_seed(SEED)
-    for name, weight in model.named_parameters():
-        scale = max(1, math.prod(weight.shape[1:])) ** -0.5 if weight.ndim > 1 else 0.02
-        noise = scale * torch.randn(weight.shape, generator=generator)
-        weight.data = noise + (1.0 if weight.ndim == 1 and name.endswith("weight") else 0.0)
-    cpu = torch.device("cpu")
-    return patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+NAMES = (
+    "Stable Video Diffusion", "Stable Cascade, stage C", "Stable Audio", "Cosmos", "Cosmos Predict2", "Flux.1",
+)  # fmt: skip
 
 
 def extra(module: str, name: str) -> type:
@@ -126,67 +33,69 @@ def largest(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-def place(timestep: float) -> int:
-    return round(100 * (timestep + 1))
-
-
-def examine(host: Host, kind: Kind) -> dict[str, Any]:
-    """Our sampler against core's on a model, with the same sigmas, first noise and step noise."""
-    samplers, core = (importlib.import_module(f"comfy.{name}") for name in ("samplers", "k_diffusion.sampling"))
-    model = build(kind)
+def examine(host: Host, row: Row) -> dict[str, Any]:
+    """Parts of a run against the whole, and what is made of written timesteps and of a stream."""
+    model = build(row)
     g = torch.Generator().manual_seed(SEED)
-    width = 768 if kind.config == "StableAudio" else WORDS
-    conditioning = [[torch.randn(1, 4, width, generator=g), {"pooled_output": torch.randn(1, POOLED, generator=g)}]]
+    conditioning = [
+        [torch.randn(1, 4, row.words, generator=g), {"pooled_output": torch.randn(1, row.pooled, generator=g)}]
+    ]
     prompts = {"positive": conditioning, "negative": conditioning, "cfg": 1.0}
-    empty = {"samples": torch.zeros(kind.shape)}
-    sampling = type(model.get_model_object("model_sampling"))
+    empty = {"samples": torch.zeros(2, *row.shapes[0])}
     (patched,) = host.run("LCMLoRA_ModelSampling", model=model)
     (sigmas,) = host.run("LCMLoRA_Schedule", model=model)
 
-    def custom(sampler: Any, given: Tensor = sigmas, latent: dict = empty, add_noise: bool = True) -> dict:
-        node = extra("nodes_custom_sampler", "SamplerCustom")
+    def custom(gamma: float, given: Tensor, latent: dict, add_noise: bool) -> dict:
         return host.run(
-            node, model=patched, add_noise=add_noise, noise_seed=SEED, sampler=sampler, sigmas=given,
-            latent_image=latent, **prompts,
+            extra("nodes_custom_sampler", "SamplerCustom"), model=patched, add_noise=add_noise, noise_seed=SEED,
+            sampler=host.run("LCMLoRA_SamplerSelect", gamma=gamma)[0], sigmas=given, latent_image=latent, **prompts,
         )[0]  # fmt: skip
 
     def ours(gamma: float = 1.0, latent: dict = empty, node: str = "LCMLoRA_Sampler", **inputs) -> dict:
         return host.run(node, model=model, latent=latent, seed=SEED, gamma=gamma, **prompts, **inputs)[0]
 
-    places = {sigma: place(t) for sigma, t in zip(sigmas.tolist(), (999, 759, 499, 259, -1), strict=True)}
-    lcm = samplers.KSAMPLER(
-        core.sample_lcm,
-        {"noise_sampler": lambda before, after: step_noise(kind.shape, SEED, places[float(after)])},
-    )
     whole = {gamma: ours(gamma)["samples"] for gamma in (1.0, 0.3, 0.0)}
-    select: Callable[..., Any] = lambda gamma: host.run("LCMLoRA_SamplerSelect", gamma=gamma)[0]  # noqa: E731
-    halves, stages = {}, {}
-    for gamma in whole:
-        high, low = host.run(extra("nodes_custom_sampler", "SplitSigmas"), sigmas=sigmas, step=2)
-        halfway = custom(select(gamma), high)
-        halves[gamma] = largest(custom(select(gamma), low, halfway, add_noise=False)["samples"], whole[gamma])
+    high, low = host.run(extra("nodes_custom_sampler", "SplitSigmas"), sigmas=sigmas, step=2)
+    halves, stages = [], []
+    for gamma, made in whole.items():
+        halves.append(largest(custom(gamma, low, custom(gamma, high, empty, True), False)["samples"], made))
         first = ours(gamma, end_at_step=2, return_with_leftover_noise=True)
-        stages[gamma] = largest(ours(gamma, first, start_at_step=2, add_noise=False)["samples"], whole[gamma])
+        stages.append(largest(ours(gamma, first, start_at_step=2, add_noise=False)["samples"], made))
     written = host.run("LCMLoRA_Schedule", model=model, timesteps="999, 759, 499, 259")[0]
     return {
-        "sampling": [base.__name__ for base in sampling.__bases__],
-        "finite": bool(whole[1.0].isfinite().all()),
-        "shape": list(whole[1.0].shape),
-        "lcm": largest(whole[1.0], custom(lcm)["samples"]),
-        "euler": largest(whole[0.0], custom(samplers.sampler_object("euler"))["samples"]),
+        "sampling": [base.__name__ for base in type(model.get_model_object("model_sampling")).__bases__],
         "apart": largest(whole[0.3], whole[1.0]),
-        "halves": list(halves.values()),
-        "stages": list(stages.values()),
+        "halves": halves,
+        "stages": stages,
         "written": torch.equal(written, sigmas),
         "stream": message(lambda: ours(node="LCMLoRA_StreamBatch")),
         "table": len(model.get_model_object("model_sampling").sigmas),
     }
 
 
+def reshifted(row: Row) -> dict[str, list] | None:
+    """What else than its shift a flow's sampling has, before a shift of 4.5 and after it; None for what is no flow."""
+    levels = importlib.import_module(f"{PACK}.nodes.host.levels")
+    model = build(row)
+    if levels.flow_of(model.get_model_object("model_sampling")) is None:
+        return None
+    samplings = [each.get_model_object("model_sampling") for each in (model, levels.with_shift(model, 4.5))]
+    return {
+        "shifts": [levels.flow_of(each).shift for each in samplings],
+        "others": [
+            {name: value for name, value in vars(each).items() if name != "shift" and isinstance(value, float | int)}
+            for each in samplings
+        ],
+    }
+
+
 def main() -> None:
     comfyui, folder = map(Path, sys.argv[1:])
     host = load_host(comfyui, folder)
-    report = {name: examine(host, kind) for name, kind in KINDS.items()}
+    report = {
+        "kinds": {name: examine(host, ROWS[name]) for name in NAMES},
+        "shifts": {name: reshifted(row) for name, row in ROWS.items() if there(row)},
+    }
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -136,9 +137,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 # Network -> the dataclass of its settings, of which each version of the host has its own.
 PARAMETERS = {
-    "Flux": ("comfy.ldm.flux.model", "FluxParams"),
-    "Chroma": ("comfy.ldm.chroma.model", "ChromaParams"),
-    "HunyuanVideo": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams"),
+    "flux": ("comfy.ldm.flux.model", "FluxParams"),
+    "flux2": ("comfy.ldm.flux.model", "FluxParams"),
+    "chroma": ("comfy.ldm.chroma.model", "ChromaParams"),
+    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams"),
 }
 
 
@@ -149,6 +151,15 @@ def there(name: str) -> bool:
     return hasattr(comfy.model_base, ARCHITECTURES[name][0])
 
 
+def as_known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings without those that this version of the host lacks."""
+    if (parameters := PARAMETERS.get(settings.get("image_model", ""))) is None:
+        return dict(settings)
+    module, name = parameters
+    known = getattr(importlib.import_module(module), name).__dataclass_fields__
+    return {key: value for key, value in settings.items() if key in {*known, "image_model"}}
+
+
 def build(name: str) -> Any:
     """A ModelPatcher of a shrunken model with random weights."""
     import comfy.model_base
@@ -157,10 +168,7 @@ def build(name: str) -> Any:
     import comfy.supported_models
 
     kind, settings = (ARCHITECTURES | OTHERS)[name]
-    if parameters := PARAMETERS.get(kind):
-        module, name_there = parameters
-        known = getattr(importlib.import_module(module), name_there).__dataclass_fields__
-        settings = {key: value for key, value in settings.items() if key in {*known, "image_model"}}
+    settings = as_known(settings)
     config = comfy.supported_models.Flux(dict(settings))
     config.unet_config = {**settings, "dtype": torch.float32}
     config.custom_operations, config.manual_cast_dtype = comfy.ops.disable_weight_init, None
