@@ -3,8 +3,8 @@
 python benchmarks/sampling.py COMFYUI BASE [--repeats 9] [--size 512] [--frames 32] [--json FILE]
 
 COMFYUI and BASE are a ComfyUI folder and its base directory; `python tools/run.py demo` makes .host/comfyui and
-.host/base. Run it with ComfyUI's Python. What is compared runs in turns in one process, on one MODEL;
-medians are shown:
+.host/base. Run it with ComfyUI's Python. What is compared runs in turns in one process, on one MODEL; the
+median is shown, and the middle half of the repeats; a ratio is of turns side by side:
 
 - node overhead: LCM Sampler against core's KSampler (`lcm`, `simple`), both 4 steps at cfg 1, and what each spends
   outside the UNet;
@@ -21,7 +21,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -31,8 +31,8 @@ import torch  # noqa: E402
 from tools.inprocess import PACK, load_host, load_pack  # noqa: E402
 
 
-def in_turns(repeats: int, *acts: Callable[[], object]) -> list[float]:
-    """Median seconds of each act, run in turns, forth and back, after one unmeasured turn."""
+def in_turns(repeats: int, *acts: Callable[[], object]) -> list[list[float]]:
+    """The seconds of each act, run in turns, forth and back, after one unmeasured turn."""
     seconds: list[list[float]] = [[] for _ in acts]
     for turn in range(repeats + 1):
         for act, kept in list(zip(acts, seconds, strict=True))[:: 1 - turn % 2 * 2]:
@@ -40,11 +40,17 @@ def in_turns(repeats: int, *acts: Callable[[], object]) -> list[float]:
             act()
             if turn:
                 kept.append(time.perf_counter() - start)
-    return [statistics.median(kept) for kept in seconds]
+    return seconds
 
 
-def import_seconds(repeats: int) -> float:
-    """Median seconds to import the pack with what the host has imported already."""
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median of repeats, and the middle half of them."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "from": low, "to": high}
+
+
+def import_seconds(repeats: int) -> list[float]:
+    """Seconds to import the pack with what the host has imported already."""
 
     def load() -> None:
         for name in [name for name in sys.modules if name == PACK or name.startswith(f"{PACK}.")]:
@@ -103,35 +109,43 @@ def main() -> None:
     def streamed() -> None:
         lcm(frames, "LCMLoRA_StreamBatch")
 
-    def outside(act: Callable[[], None]) -> float:
-        before, start = inside, time.perf_counter()
-        act()
-        return time.perf_counter() - start - (inside - before)
+    def outside(act: Callable[[], None]) -> dict[str, float]:
+        seconds = []
+        for _ in range(args.repeats):
+            before, start = inside, time.perf_counter()
+            act()
+            seconds.append(time.perf_counter() - start - (inside - before))
+        return spread(seconds)
 
     def core_lcm() -> None:
         core(4, 1.0, "lcm", "simple")
 
+    def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+        return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
     node, ksampler = in_turns(args.repeats, lcm, core_lcm)
-    few, many = in_turns(max(1, args.repeats // 3), lcm, lambda: core(25, 4.0, "euler", "normal"))
+    few, many = in_turns(max(2, args.repeats // 3), lcm, lambda: core(25, 4.0, "euler", "normal"))
     single, stream = in_turns(args.repeats, one_by_one, streamed)
     result = {
-        "LCM Sampler, s": node,
-        "KSampler lcm, s": ksampler,
-        "overhead ratio": node / ksampler,
+        "LCM Sampler, s": spread(node),
+        "KSampler lcm, s": spread(ksampler),
+        "overhead ratio": ratio(node, ksampler),
         "LCM Sampler outside the UNet, s": outside(lcm),
         "KSampler lcm outside the UNet, s": outside(core_lcm),
-        "25 guided steps, s": many,
-        "speed-up": many / few,
-        "of the ratio of evaluations": many / few / (50 / 4),
-        "frames one by one, s a frame": single / args.frames,
-        "frames streamed, s a frame": stream / args.frames,
+        "25 guided steps, s": spread(many),
+        "speed-up": ratio(many, few),
+        "of the ratio of evaluations": ratio([seconds / (50 / 4) for seconds in many], few),
+        "frames one by one, s a frame": spread([seconds / args.frames for seconds in single]),
+        "frames streamed, s a frame": spread([seconds / args.frames for seconds in stream]),
         "UNet calls a frame, one by one": calls_of(one_by_one),
         "UNet calls a frame, streamed": calls_of(streamed),
-        "import, ms": 1000 * import_seconds(args.repeats),
+        "import, ms": spread([1000 * seconds for seconds in import_seconds(args.repeats)]),
         "distillation imported": any(name.startswith(f"{PACK}.lcm_core.distill") for name in sys.modules),
     }
     for name, value in result.items():
-        print(f"{name:34} {value:.4g}" if isinstance(value, float) else f"{name:34} {value}")
+        if isinstance(value, dict):
+            value = "{median:.4g} ({from:.4g} … {to:.4g})".format(**value)
+        print(f"{name:34} {value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
