@@ -23,8 +23,9 @@ sys.path.append(str(ROOT))
 
 from tools.comfy_client import Client  # noqa: E402
 from tools.host_process import HostProcess  # noqa: E402
-from tools.workflow_graph import Template, api_format, ui_format  # noqa: E402
-from tools.workflow_templates import POCKET, TEMPLATES  # noqa: E402
+from tools.templates import TEMPLATES  # noqa: E402
+from tools.templates.common import POCKET  # noqa: E402
+from tools.templates.graph import Template, api_format, ui_format  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 INPUTS = WORKFLOWS / "inputs"

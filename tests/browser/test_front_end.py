@@ -11,11 +11,11 @@ import pytest
 from front_end import JPEG, FrontEnd
 from PIL import Image
 
-from tools import workflow_templates
+from tools.templates import TEMPLATES as ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
-STAND_INS = {template.name: dict(template.stand_ins) for template in workflow_templates.TEMPLATES}
+STAND_INS = {template.name: dict(template.stand_ins) for template in ALL}
 FEWER = {"0, 0.4, 0.8": "0, 0.8", "0, 0.5, 1": "0.5, 1"}  # 4 pairs of λ, not 9: the host tests make all
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 

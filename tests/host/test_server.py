@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from pocket.judge import as_batch, load_judge
 from tools.comfy_client import PromptError
 from tools.make_workflows import files, sheet
-from tools.workflow_graph import with_stand_ins
-from tools.workflow_templates import TEMPLATES
+from tools.templates import TEMPLATES
+from tools.templates.graph import with_stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted(file.stem for file in (ROOT / "workflows" / "api").glob("*.json"))
