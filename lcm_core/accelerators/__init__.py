@@ -7,7 +7,7 @@ from .reading import load_recipes
 from .recipe import Recipe, Span
 from .recognition import NAMING, Recognition, recognize
 from .record import SAMPLING, SEVERAL, read_sampling, sampling_record
-from .settings import lcm_recipe, settled, summary
+from .settings import described, lcm_recipe, settled, summary
 
 __all__ = [
     "NAMING",
@@ -17,6 +17,7 @@ __all__ = [
     "Recognition",
     "Span",
     "contradictions",
+    "described",
     "lcm_recipe",
     "levels",
     "load_recipes",

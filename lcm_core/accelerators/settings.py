@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from .reading import load_recipes
 from .recipe import GRIDS, Grid, Recipe, Span
@@ -54,6 +55,32 @@ def lcm_recipe(original_steps: int = 50, bases: tuple[str, ...] = (), gamma: flo
         steps=steps,
         default_steps=min(recipe.default_steps, steps[-1]),
     )
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings by name, as JSON has them.
+
+    Of each setting its default, and where the sources give more than that, under `…_range`, the least and the most;
+    `steps_allowed` has all numbers of steps, and `levels` the recipe's own timesteps or σ. What a recipe leaves to the
+    model, such as the shift, is not there.
+    """
+    found: dict[str, Any] = {"name": recipe.name, "bases": list(recipe.bases), "steps": recipe.default_steps}
+    if len(recipe.steps) > 1:
+        found["steps_allowed"] = list(recipe.steps)
+    found["grid"] = recipe.grid
+    if recipe.given:
+        found["levels"] = list(recipe.given)
+    if recipe.grid == "lcm":
+        found["original_steps"] = recipe.original_steps
+    for name in ("gamma", "cfg", "guidance", "shift", "strength"):
+        span: Span | None = getattr(recipe, name)
+        if span is not None:
+            found[name] = span.default
+            if span.low < span.high:
+                found[f"{name}_range"] = [span.low, span.high]
+    if recipe.expert:
+        found["expert"] = recipe.expert
+    return found
 
 
 def summary(recipe: Recipe) -> str:

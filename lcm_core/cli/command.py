@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..dialects import DIALECTS, DTYPES
 from ..text import quoted
+
+if TYPE_CHECKING:
+    from ..accelerators import Recipe
 
 Result = dict[str, Any]
 Report = Callable[[int, int], None]
@@ -51,6 +55,25 @@ def add_resizing(parser: argparse.ArgumentParser, without: str) -> None:
         type=float,
         help="share of the sum of a module's singular values to keep, in (0, 1]. The strictest limit of all counts",
     )
+
+
+def add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipes",
+        metavar="FILE",
+        help="recipes of your own for accelerators, such as ComfyUI's user/lcm_lora_recipes.json; they count before "
+        "those that are known",
+    )
+
+
+def recipes_of(args: argparse.Namespace) -> dict[str, Recipe]:
+    """The recipes that a command knows, `--recipes` before the package's; what is wrong with that file are warnings."""
+    from ..accelerators import load_recipes
+
+    recipes, faults = load_recipes(args.recipes)
+    for fault in faults:
+        logging.getLogger(__name__).warning("%s", fault)
+    return recipes
 
 
 def add_measure(parser: argparse.ArgumentParser, what: str) -> None:

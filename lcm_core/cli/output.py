@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Result
+from .command import Result, recipes_of
 
 if TYPE_CHECKING:
     from ..lora import LoRAVector
@@ -41,21 +41,23 @@ def check_output(args: argparse.Namespace, inputs: Sequence[str] | Mapping[str, 
 
 
 @contextmanager
-def opened(*paths: str, rank: int | None = None) -> Iterator[list[LoRAVector]]:
-    """LoRA files as vectors that are read module by module, each with how it is sampled, where it is an accelerator.
+def opened(args: argparse.Namespace, *paths: str, rank: int | None = None) -> Iterator[list[LoRAVector]]:
+    """LoRA files as vectors that are read module by module, each with how it is sampled, where it is an accelerator by
+    the recipes that `args` knows.
 
     What their reading had to assume are warnings.
     """
     from ..lora import LoRAVector
     from ..lora.file import LoRAFile
     from ..lora.lazy import open_vector
-    from ..lora.sampling import recipe_of, recorded
+    from ..lora.sampling import recipe_of_path, recorded
 
+    recipes = recipes_of(args)
     with ExitStack() as stack:
         vectors = []
         for path in paths:
             read = stack.enter_context(open_vector(path, rank))
-            metadata = {**read.metadata, **recorded(recipe_of(path, LoRAFile.scan(path)))}
+            metadata = {**read.metadata, **recorded(recipe_of_path(path, LoRAFile.scan(path), recipes))}
             vectors.append(LoRAVector(read.modules, read.diffs, metadata, read.notes))
             warn_of_notes(path, read.notes)
         yield vectors

@@ -28,8 +28,6 @@ def _is_sections(value: object) -> bool:
 
 
 def _wrapped(value: object, width: int) -> list[str]:
-    if isinstance(value, list):
-        return [", ".join(map(_cell, value))]
     if not isinstance(value, dict):
         return [_cell(value)]
     cells = [f"{name}: {_cell(number)}" for name, number in value.items()]
@@ -51,4 +49,6 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return f"{value:,}" if isinstance(value, int) else str(value)

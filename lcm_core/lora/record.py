@@ -29,10 +29,14 @@ def file_record(path: str | os.PathLike[str], name: str | None = None) -> dict[s
     """The record of a vector as it is in a file; its name is the file's unless given; errors are `open_regular`'s."""
     path = Path(path)
     name = path.stem if name is None else name
-    stat = path.stat()
-    digest = _sha256(path, stat.st_size, stat.st_mtime_ns)
-    parent = {"name": name, "file": path.name, "sha256": digest, "weight": 1.0}
+    parent = {"name": name, "file": path.name, "sha256": sha256_of(path), "weight": 1.0}
     return {EXPRESSION: _quoted(name), PARENTS: json.dumps([parent])}
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """A file's SHA-256 in hexadecimal, read once as long as its size and time stay; errors are `open_regular`'s."""
+    stat = os.stat(path)
+    return _sha256(Path(path), stat.st_size, stat.st_mtime_ns)
 
 
 def sum_record(metadatas: Sequence[Metadata], weights: Sequence[float]) -> dict[str, str]:

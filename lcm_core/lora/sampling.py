@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
-from ..accelerators import Recipe, Recognition, recognize, sampling_record
+from ..accelerators import SAMPLING, Recipe, Recognition, recognize, sampling_record
 from ..accelerators.naming import bases_in
 from ..accelerators.settings import lcm_recipe
 from .architecture import architecture
 from .file import LoRAFile
+from .record import sha256_of
 from .vector import LoRAVector
 
 
@@ -23,6 +25,14 @@ def recipe_of(
     """`recognize` of a file that is read or scanned; its name with folders, as there."""
     ranks = {m.name: len(m.tensors["down"]) if "down" in m.tensors else None for m in file.modules}
     return recognize(name, file.metadata, sha256=sha256, modules=ranks, base=base, recipes=recipes)
+
+
+def recipe_of_path(
+    path: str | os.PathLike[str], file: LoRAFile, recipes: Mapping[str, Recipe] | None = None
+) -> Recognition:
+    """`recipe_of` of the file at `path`, which is read once for its SHA-256 unless its metadata stands alone."""
+    sha256 = None if SAMPLING in file.metadata else sha256_of(path)
+    return recipe_of(os.fspath(path), file, sha256=sha256, recipes=recipes)
 
 
 def recorded(found: Recognition) -> dict[str, str]:

@@ -1,11 +1,17 @@
 """A run's settings by recipe and user, and the recipe that our own files, sums and trainings record."""
 
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from lcm_core.accelerators import (
     SAMPLING,
     SEVERAL,
+    described,
     lcm_recipe,
     levels,
     load_recipes,
@@ -135,3 +141,64 @@ def test_modules_alone_are_no_record():
     modules = {f"unet.module.{i}": 64 for i in range(278)}
     found = recognize("mine.safetensors", modules=modules)
     assert found.recipe.name == "lcm-lora" and recorded(found) == {}
+
+
+def test_a_recipe_is_described_by_its_settings():
+    assert described(RECIPES["wan22-lightning-high"]) == {
+        "name": "wan22-lightning-high", "bases": ["Wan 2.2"], "steps": 4, "grid": "trailing", "gamma": 0.0, "cfg": 1.0,
+        "shift": 5.0, "shift_range": [3.0, 5.0], "strength": 1.0, "expert": "high",
+    }  # fmt: skip
+    lcm, dmd2 = described(RECIPES["lcm-lora"]), described(RECIPES["dmd2"])
+    assert (lcm["steps_allowed"], lcm["original_steps"], lcm["cfg_range"]) == ([2, 3, 4, 5, 6, 7, 8], 50, [1.0, 2.0])
+    assert dmd2["levels"] == [999, 749, 499, 249] and dmd2["grid"] == "timesteps"
+
+
+def test_inspect_says_the_recipe_and_what_speaks_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, each in (
+        ("sdxl_lightning_4step_lora", vector()), ("style", vector(seed=1)), ("saved", vector("dmd2")),
+        ("lcm-lora-and-hyper-sd15-4steps", vector()),
+    ):  # fmt: skip
+        each.save(f"{name}.safetensors", dtype=torch.float16)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    found = {entry["file"].removesuffix(".safetensors"): entry for entry in inspected(capsys, *names)["files"]}
+    assert found["sdxl_lightning_4step_lora"]["recipe"] == {
+        "evidence": "file name", **described(replace(RECIPES["sdxl-lightning"], steps=(4,)))
+    }  # fmt: skip
+    assert found["sdxl_lightning_4step_lora"]["accelerator"] == "SDXL-Lightning"
+    assert (found["saved"]["recipe"]["evidence"], found["saved"]["recipe"]["name"]) == ("metadata", "dmd2")
+    assert found["style"]["recipe"] is None and found["style"]["recognized"].startswith("not known")
+    two = found["lcm-lora-and-hyper-sd15-4steps"]
+    assert two["recipe"] is None and "names more than one accelerator" in two["recognized"]
+    assert main(["inspect", "sdxl_lightning_4step_lora.safetensors"]) == 0
+    assert "recipe            evidence: file name" in capsys.readouterr().out
+
+
+def inspected(capsys, *arguments):
+    assert main(["inspect", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_recipes_of_ones_own_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """By name and by SHA-256, in what is made of the file too; a bad entry is a warning."""
+    monkeypatch.chdir(tmp_path)
+    vector().save("speedy.safetensors", dtype=torch.float16)
+    vector(seed=1).save("renamed.safetensors", dtype=torch.float16)
+    digest = hashlib.sha256(Path("renamed.safetensors").read_bytes()).hexdigest()
+    entry = {"family": "Speedy", "bases": ["SD1.5"], "grid": "trailing", "steps": 3, "gamma": 0.5}
+    table = {
+        "speedy": {**entry, "files": ["speedy"]}, "hashed": {**entry, "sha256": {digest: "quick"}},
+        "broken": {**entry, "gamma": 7},
+    }  # fmt: skip
+    Path("mine.json").write_text(json.dumps(table), encoding="utf-8")
+    files = ["speedy.safetensors", "renamed.safetensors"]
+    assert [entry["recipe"] for entry in inspected(capsys, *files)["files"]] == [None, None]
+    result = inspected(capsys, *files, "--recipes", "mine.json")
+    found = [(entry["recipe"]["name"], entry["recipe"]["evidence"]) for entry in result["files"]]
+    assert found == [("speedy", "file name"), ("hashed", "sha256")]
+    assert len(result["warnings"]) == 1 and "recipe 'broken': gamma is 7" in result["warnings"][0]
+    for name in files:
+        assert main(["convert", name, "-o", "out.safetensors", "--force", "--recipes", "mine.json", "--quiet"]) == 0
+        assert read_sampling(LoRAVector.load("out.safetensors").metadata).family == "Speedy"
+    assert main(["inspect", files[0], "--recipes", "none.json"]) == 1
+    assert "none.json" in capsys.readouterr().err

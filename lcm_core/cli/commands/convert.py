@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command, Result, add_measure, add_output
+from ..command import Command, Result, add_measure, add_output, add_recipes
 from ..output import check_output, opened, save, spelling
 
 
@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a LoRA, LoHa or LoKr file of any dialect")
     parser.add_argument("--rank", type=int, help="rank for LoHa, LoKr and full differences (default: exact)")
     add_measure(parser, "the norm, and how far the file is from the input")
+    add_recipes(parser)
     add_output(parser, "the input's", "the input's")
 
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> Result:
 
     check_output(args, [args.input])
     record = call_record("convert", [file_record(args.input)], rank=args.rank)
-    with opened(args.input, rank=args.rank) as (vector,):
+    with opened(args, args.input, rank=args.rank) as (vector,):
         written = LoRAVector(vector.modules, vector.diffs, changed(vector.metadata))
         exact = ([vector], [1.0]) if args.measure and args.rank is None else None
         return save(written, args.input, args, record, *spelling(args), exact)

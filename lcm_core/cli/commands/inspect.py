@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ..command import Command, Result
+from ..command import Command, Result, add_recipes, recipes_of
 from ..output import header, warn_of_notes
 
 if TYPE_CHECKING:
+    from ...accelerators import Recipe
     from ...lora import LoRAVector
     from ...lora.file import LoRAFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="file", help="LoRA files; of two or more also their cosines")
+    add_recipes(parser)
     parser.add_argument("--norms", action="store_true", help="also the norms, whole and by block, which takes longer")
 
 
@@ -26,10 +28,11 @@ def run(args: argparse.Namespace) -> Result:
     from ...lora.file import LoRAFile, named
 
     result: Result = {"files": []}
+    recipes = recipes_of(args)
     for path in args.files:
         file = LoRAFile.scan(path)
         with named(path):
-            result["files"].append(_description(path, file))
+            result["files"].append(_description(path, file, recipes))
     if len(args.files) == 1 and not args.norms:
         return result
     vectors = {path: LoRAVector.load(path) for path in args.files}
@@ -43,10 +46,12 @@ def run(args: argparse.Namespace) -> Result:
     return result
 
 
-def _description(path: str, file: LoRAFile) -> Result:
+def _description(path: str, file: LoRAFile, recipes: Mapping[str, Recipe]) -> Result:
+    from ...accelerators import described
     from ...lora import architecture
     from ...lora.kinds import kinds_of
     from ...lora.record import EXPRESSION
+    from ...lora.sampling import recipe_of_path
 
     warn_of_notes(path, file.notes)
     dialect, kinds, dtypes = header(file)
@@ -56,6 +61,7 @@ def _description(path: str, file: LoRAFile) -> Result:
         for kind in kinds_of(module)
         if (rank := kind.rank(module)) is not None
     ]
+    found = recipe_of_path(path, file, recipes)
     return {
         "file": path,
         "architecture": architecture(file.sizes, file.lasting_metadata),
@@ -69,6 +75,10 @@ def _description(path: str, file: LoRAFile) -> Result:
         "parameters": sum(
             tensor.numel() for m in file.modules for role, tensor in m.tensors.items() if role != "alpha"
         ),
+        "accelerator": found.recipe and found.recipe.label,
+        "recognized": found.why,
+        "recipe": found.recipe and {"evidence": found.evidence, **described(found.recipe)},
+        "note": (found.recipe and found.recipe.note) or None,
     }
 
 

@@ -12,6 +12,7 @@ from ..command import (
     add_device,
     add_measure,
     add_output,
+    add_recipes,
     add_resizing,
     checked_device,
     limits,
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_resizing(parser, "the sum keeps the sum of the files' ranks, exactly")
     add_measure(parser, "the norm, how far a sum's file is from it, and how the terms conflict")
     add_device(parser)
+    add_recipes(parser)
     add_output(parser, "kohya", "float16, as trainers write")
 
 
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> Result:
     options = METHODS[args.method].resolved(given)
     _check_terms(names)
     record = combine_record(args.method, [file_record(name) for name in names], weights, options, chosen)
-    with opened(*names) as vectors, progress(args, "merge") as report:
+    with opened(args, *names) as vectors, progress(args, "merge") as report:
         vector = combine_lazily(
             vectors,
             weights,

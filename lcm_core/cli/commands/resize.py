@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command, Result, add_device, add_output, add_resizing, checked_device, limits, progress
+from ..command import (
+    Command,
+    Result,
+    add_device,
+    add_output,
+    add_recipes,
+    add_resizing,
+    checked_device,
+    limits,
+    progress,
+)
 from ..output import check_output, opened, save, spelling
 
 
@@ -12,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a LoRA file of any dialect")
     add_resizing(parser, "only what is redundant goes")
     add_device(parser)
+    add_recipes(parser)
     add_output(parser, "the input's", "the input's")
 
 
@@ -24,7 +35,7 @@ def run(args: argparse.Namespace) -> Result:
     device, chosen = checked_device(args.device), limits(args)
     record = call_record("compress", [file_record(args.input)], **chosen)
     wanted = chosen if any(chosen.values()) else {"energy": 1.0}
-    with opened(args.input) as (whole,), progress(args, "compress") as report:
+    with opened(args, args.input) as (whole,), progress(args, "compress") as report:
         small = combine_lazily([whole], [1.0], limits=Limits(**wanted), device=device, progress=report)
         result = save(small, args.input, args, record, *spelling(args), ([whole], [1.0]))
         return {"rank_before": whole.rank, **result}
