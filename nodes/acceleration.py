@@ -10,14 +10,17 @@ from ..lcm_core.accelerators import (
     Recipe,
     Recognition,
     contradictions,
+    described,
     read_sampling,
     sampling_record,
     settled,
     summary,
 )
+from ..lcm_core.accelerators.check import EXPERTS
 from ..lcm_core.accelerators.recipe import Expert, Grid
 from ..lcm_core.accelerators.recognition import TRAINER
 from ..lcm_core.lora.sampling import recipe_of, recorded
+from ..lcm_core.text import listed
 from .host.levels import flow_of, run_sigmas, with_shift
 from .host.lora_files import sha256_of
 from .host.lora_model import LoRATensors
@@ -68,6 +71,23 @@ def chosen_recipe(recipe: Recipe, found: Recognition, base: str | None) -> tuple
     fits = base is None or any(name in base for name in recipe.bases)
     other = f"{recipe.label} is for {', '.join(recipe.bases)} and the model is {base}; choose another recipe or model"
     return recipe, sampling_record(recipe), Said((f"{recipe.label}, as chosen",), () if fits else (other,))
+
+
+def recipe_report(found: Recognition) -> list[str]:
+    """How a LoRA is sampled, a fact a line: its recipe, by which evidence, its settings, and what else they may be."""
+    if (recipe := found.recipe) is None:
+        return [f"recipe: {found.why}"]
+    expert = f", on the {EXPERTS[recipe.expert]} model" if recipe.expert else ""
+    ranges = {name.removesuffix("_range"): value for name, value in described(recipe).items() if "_range" in name}
+    takes = [f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items()]
+    if len(recipe.steps) > 1:
+        takes.insert(0, f"{listed(recipe.steps, 99)} steps")
+    return [
+        f"recipe: {recipe.label}, for {', '.join(recipe.bases)}: {found.why}",
+        f"sampled: {summary(recipe)}, strength {recipe.strength.default:g}{expert}",
+        *([f"takes: {', '.join(takes)}"] if takes else []),
+        *([f"note: {recipe.note}"] if recipe.note else []),
+    ]
 
 
 def with_recipe(model, recipe: Recipe | None, name: str, strength: float):

@@ -9,15 +9,18 @@ from itertools import combinations
 
 from comfy_api.latest import io
 
+from ..lcm_core.accelerators import Recognition
 from ..lcm_core.lora import LoRAVector, architecture, block_cosines, block_norms, extract, preset_weights, scale_blocks
 from ..lcm_core.lora.extract import Report
 from ..lcm_core.lora.record import EXPRESSION, PARENTS, call_record, file_record, sum_record
 from ..lcm_core.text import listed, quoted
 from . import plotting
+from .acceleration import recipe_report
 from .checks import numbers
 from .host import lora_model
 from .host.device import decomposition_device
 from .host.files import checkpoint_path, full_lcm_files, stamp
+from .host.lora_files import recognition
 from .host.report import progress, show_text
 from .inputs import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 from .plotting import ALL
@@ -230,7 +233,7 @@ class Inspect(io.ComfyNode):
             display_name="Inspect LoRA Vector",
             category=CATEGORY,
             description="What a vector is: architecture, modules, ranks, alphas, size, the norm ‖τ‖ and its largest "
-            "blocks, metadata, and how it was made.",
+            "blocks, an accelerator's recipe, metadata, and how it was made.",
             inputs=[vector_input("lora", "The vector to look into.")],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,
@@ -239,13 +242,14 @@ class Inspect(io.ComfyNode):
     @classmethod
     def execute(cls, lora):
         size_in_bytes = sum(tensor.nbytes for tensor in lora.values())
-        report = inspection(lora_model.to_vector(lora), size_in_bytes, lora_model.history(lora))
+        record, found = lora_model.history(lora), recognition(lora)
+        report = inspection(lora_model.to_vector(lora), size_in_bytes, record, found)
         show_text(report)
         return io.NodeOutput(report, ui={"text": [report]})
 
 
-def inspection(vector: LoRAVector, size_in_bytes: int, record: Mapping[str, str]) -> str:
-    """A vector's report, a fact a line."""
+def inspection(vector: LoRAVector, size_in_bytes: int, record: Mapping[str, str], found: Recognition) -> str:
+    """A vector's report, a fact a line; `found` is how it is sampled."""
     modules = vector.modules
     sizes = {f"{name}.weight": factors.shape for name, factors in modules.items()}
     blocks = sorted(block_norms(vector).items(), key=lambda block: -block[1])[:5]
@@ -259,6 +263,7 @@ def inspection(vector: LoRAVector, size_in_bytes: int, record: Mapping[str, str]
         f"ranks: {tally(factors.rank for factors in modules.values())}",
         f"alphas: {tally(f'{factors.alpha:g}' for factors in modules.values())}",
         f"norm: {vector.norm():.4g}; largest in {', '.join(f'{label} {norm:.4g}' for label, norm in blocks) or 'none'}",
+        *recipe_report(found),
         *(f"{key}: {textwrap.shorten(vector.metadata[key], 160)}" for key in shown),
         f"metadata entries: {len(vector.metadata)}",
         f"made as: {record.get(EXPRESSION, 'unknown')}",

@@ -12,6 +12,7 @@ import folder_paths
 from torch import Tensor
 
 from ...lcm_core import atomic
+from ...lcm_core.accelerators import SAMPLING, Recognition, recognize
 from ...lcm_core.files import output_path, write_new
 from ...lcm_core.lora.file import LoRAFile, named
 from ...lcm_core.lora.record import PARENTS, file_record
@@ -31,7 +32,7 @@ def load_lora(name: str) -> LoRATensors:
     path = lora_path(name)
     file = LoRAFile.read(path)
     with named(path):
-        return LoRATensors(file, file_record(path))
+        return LoRATensors(file, file_record(path), name)
 
 
 def load_vector(name: str) -> LoRATensors:
@@ -40,13 +41,25 @@ def load_vector(name: str) -> LoRATensors:
     What reading it had to assume is in the log.
     """
     lora = load_lora(name)
-    found = recipe_of(name, lora.file, sha256=sha256_of(lora), recipes=recipes())
-    lora = lora.saying(recorded(found))
+    lora = lora.saying(recorded(recognition(lora)))
     with named(lora_path(name)):
         to_vector(lora)
     for note in lora.notes:
         logging.warning("LCM-LoRA: %s: %s", name, note)
     return lora
+
+
+def recognition(lora: Mapping[str, Tensor]) -> Recognition:
+    """How a LORA_MODEL is sampled: as all of a file says, unless its vector says another recipe, which was chosen.
+
+    What was made in a graph is sampled as its metadata says.
+    """
+    metadata = getattr(lora, "metadata", {})
+    if isinstance(lora, LoRATensors) and lora.name is not None:
+        found = recipe_of(lora.name, lora.file, sha256=sha256_of(lora), recipes=recipes())
+        if metadata.get(SAMPLING) in (None, recorded(found).get(SAMPLING)):
+            return found
+    return recognize("", metadata, recipes=recipes())
 
 
 def sha256_of(lora: LoRATensors) -> str:

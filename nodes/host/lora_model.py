@@ -14,10 +14,12 @@ from ...lcm_core.lora.record import EXPRESSION, PARENTS
 class LoRATensors(dict[str, Tensor]):
     """A LORA_MODEL, the host's dict of tensors, of a file or a vector, which is parsed and checked once for all nodes.
 
-    record: what vectors that are made of it say of it (`lcm_core.lora.record`).
+    record: what vectors that are made of it say of it (`lcm_core.lora.record`). name: that of its file among the
+    host's LoRAs; None for what was made in a graph.
     """
 
-    def __init__(self, source: LoRAFile | LoRAVector, record: Mapping[str, str]) -> None:
+    def __init__(self, source: LoRAFile | LoRAVector, record: Mapping[str, str], name: str | None = None) -> None:
+        self.name = name
         is_file = isinstance(source, LoRAFile)
         super().__init__(source.native() if is_file else source.state_dict("native"))
         self.record = dict(record)

@@ -176,6 +176,7 @@ def flow_model(kind: str, config: str) -> Any:
     model = build(kind)
     own = getattr(known, config)(dict(ARCHITECTURES[kind][1]))
     model.model.model_config = own
+    model.model.latent_format = own.latent_format
     model.model.model_sampling = base.model_sampling(own, model.model.model_type)
     return model
 
@@ -306,7 +307,12 @@ def vectors(bench: Bench, loras: Loras, log: Log) -> Facts:
     importlib.import_module("folder_paths").set_output_directory(str(loras.folder))
     run("LCMLoRA_SaveVector", lora=mixed, filename_prefix="saved/mix")
     (saved,) = (loras.folder / "saved").glob("mix*")
+    chosen = load(bench, "Hyper-SD15-4steps-lora", recipe="TCD")[1]
+    looked_into = {
+        "file": hyper, "sum": mixed, "several": several, "style": style, "chosen": chosen, "core's": dict(lcm),
+    }  # fmt: skip
     return {
+        "inspected": {name: run("LCMLoRA_Inspect", lora=lora)[0].splitlines() for name, lora in looked_into.items()},
         "timesteps": watched.timesteps(),
         "report": report,
         "saved": recognize(saved.name, LoRAVector.load(saved).metadata).recipe.name,

@@ -168,3 +168,23 @@ def test_sums_record_how_they_are_sampled(facts):
     assert not found["removed"]
     assert len(found["several"]) == 1 and "sum of accelerators that are sampled differently" in found["several"][0]
     assert found["none of several"]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "sampled"),
+    [
+        ("file", "Hyper-SD, for SD1.5, SDXL: the file name ('hyper sd15 4steps lora') is one of", "4 steps"),
+        ("sum", "Hyper-SD, for SD1.5, SDXL: the file says so in lcm_lora.sampling", "4 steps on the trailing grid"),
+        ("several", "it is a sum of accelerators that are sampled differently", None),
+        ("style", "not known: sampled as an LCM-LoRA", None),
+        ("chosen", "TCD, for SD1.5, SD2.1, SDXL: the file says so in lcm_lora.sampling", "4 steps on the LCM grid"),
+        ("core's", "not known: sampled as an LCM-LoRA", None),
+    ],
+)
+def test_inspect_says_the_recipe_and_what_speaks_for_it(facts, name, recipe, sampled):
+    said = dict(line.split(": ", 1) for line in facts["vectors"]["inspected"][name] if line[0] != " ")
+    assert said["recipe"].startswith(recipe)
+    assert said.get("sampled", "").startswith(sampled or "") and ("sampled" in said) == bool(sampled)
+    if name == "file":
+        assert said["sampled"] == "4 steps on the trailing grid, gamma 0, cfg 1, strength 1"
+        assert said["takes"] == "cfg 1 to 1.5, strength 0.75 to 1"
