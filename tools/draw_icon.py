@@ -8,65 +8,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from lcm_core.schedule import NoiseSchedule, lcm_timesteps  # noqa: E402
+from tools.scene import DIM, LIGHT, PAGE, as_image, noised, paste, scene  # noqa: E402
 
-PAGE, LIGHT, DIM = "#14172B", "#F4F1E8", "#9AA3C7"
-SKY, SUN, FAR, NEAR, LAKE = ("#35468F", "#6B5AA0", "#B5708F", "#F09A6A"), "#FFE3A3", "#4A3F83", "#262450", "#F5BE85"
-SHARP = 4  # drawn so many times larger, then averaged down
-CELL = 8  # pixels of the picture to one of the latent, as in Stable Diffusion
 SCHEDULE = NoiseSchedule.scaled_linear()
-
-
-def scene(size: int) -> np.ndarray:
-    """The picture, (size, size, 3) in [−1, 1]: the sun over two ranges and a lake."""
-    side = size * SHARP
-    image = Image.new("RGB", (side, side))
-    draw = ImageDraw.Draw(image)
-
-    def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
-        return [(x * side, y * side) for x, y in points]
-
-    for i, colour in enumerate(SKY):
-        draw.rectangle(at((0, 0.17 * i), (1, 1)), colour)
-    draw.ellipse(at((0.53, 0.16), (0.83, 0.46)), SUN)
-    draw.polygon(at((0, 0.66), (0.26, 0.36), (0.42, 0.54), (0.62, 0.40), (1, 0.70), (1, 0.8), (0, 0.8)), FAR)
-    draw.polygon(at((0, 0.60), (0.14, 0.52), (0.44, 0.77), (0.74, 0.62), (1, 0.74), (1, 0.8), (0, 0.8)), NEAR)
-    draw.rectangle(at((0, 0.77), (1, 1)), LAKE)
-    for x, y, length in ((0.60, 0.82, 0.20), (0.56, 0.88, 0.28), (0.63, 0.94, 0.14)):
-        draw.line(at((x, y), (x + length, y)), SUN, round(0.02 * side))
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX)) / 127.5 - 1
-
-
-def noised(picture: np.ndarray, timestep: int, seed: int) -> Image.Image:
-    """α(t)·picture + σ(t)·z in cells, as an image; z is more grey than coloured, and weak enough for 8 bits."""
-    cells = len(picture) // CELL
-    coarse = picture.reshape(cells, CELL, cells, CELL, 3).mean((1, 3))
-    random = np.random.default_rng(seed)
-    z = 0.45 * random.standard_normal((cells, cells, 1)) + 0.2 * random.standard_normal((cells, cells, 3))
-    mixed = float(SCHEDULE.alpha(timestep)) * coarse + float(SCHEDULE.sigma(timestep)) * z
-    return as_image(mixed.repeat(CELL, 0).repeat(CELL, 1))
-
-
-def as_image(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(((values.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8))
-
-
-def paste(page: Image.Image, tile: Image.Image, place: tuple[int, int], radius: int) -> None:
-    mask = Image.new("L", (tile.width * SHARP, tile.height * SHARP))
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), radius * SHARP, 255)
-    page.paste(tile, place, mask.resize(tile.size, Image.Resampling.BOX))
 
 
 def icon() -> Image.Image:
     """400 × 400: four tiles, read as lines are."""
     page, picture = Image.new("RGB", (400, 400), PAGE), scene(176)
-    tiles = [noised(picture, t, seed) for seed, t in enumerate((999, 499, 259))]
+    tiles = [noised(picture, *SCHEDULE.process(t), seed) for seed, t in enumerate((999, 499, 259))]
     tiles.append(as_image(picture))
     for i, tile in enumerate(tiles):
         paste(page, tile, (16 + 192 * (i % 2), 16 + 192 * (i // 2)), 20)
@@ -81,7 +37,7 @@ def banner() -> Image.Image:
     draw.text((62, 146), "pictures in 1 to 8 steps", DIM, ImageFont.load_default(32))
     timesteps = lcm_timesteps(4)
     for i, t in enumerate(timesteps):
-        paste(page, noised(picture, t, i), (60 + 233 * i, 240), 18)
+        paste(page, noised(picture, *SCHEDULE.process(t), i), (60 + 233 * i, 240), 18)
     paste(page, as_image(picture), (60 + 233 * 4, 240), 18)
     for i, text in enumerate([*map(str, timesteps), "0"]):
         draw.text((60 + 233 * i + 104, 478), text, DIM, ImageFont.load_default(26), "mm")
