@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from pocket.assemble import full_lcm, write_sparse
 from tools.comfy_client import Client
 from tools.host_process import HostProcess
+from tools.templates.accelerators import HYPER
+from tools.templates.common import LCM
 
 SETTINGS = ("LCM_HOST_DIR", "LCM_HOST_PYTHON", "LCM_HOST_BASE")
 
@@ -42,9 +45,12 @@ def host(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
 
 @pytest.fixture(scope="module")
 def stand_in(base: Path) -> Iterator[None]:
-    """A small full LCM among the host's diffusion models, under the name that templates' stand-ins have."""
-    path = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    write_sparse(path, full_lcm())
+    """What templates' stand-ins name beside the pocket model: a small full LCM, and its LCM-LoRA as one of Hyper-SD."""
+    full = base / "models" / "diffusion_models" / "test_full_lcm.safetensors"
+    full.parent.mkdir(exist_ok=True)
+    write_sparse(full, full_lcm())
+    loras = base / "models" / "loras"
+    shutil.copyfile(loras / LCM, loras / HYPER)
     yield
-    path.unlink()
+    full.unlink()
+    (loras / HYPER).unlink()

@@ -3,14 +3,14 @@
 python tools/make_workflows.py COMFYUI BASE [--inputs]
 
 COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`: its server describes the nodes. A
-thumbnail is made from the template's stored result in tests/host/pictures. --inputs draws workflows/inputs/ anew.
+thumbnail is made from the template's stored result in tests/host/pictures, or drawn where the template has a drawing.
+--inputs draws workflows/inputs/ anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ sys.path.append(str(ROOT))
 from tools.comfy_client import Client  # noqa: E402
 from tools.host_process import HostProcess  # noqa: E402
 from tools.templates import TEMPLATES  # noqa: E402
+from tools.templates.canvas import ui_format  # noqa: E402
 from tools.templates.common import POCKET  # noqa: E402
-from tools.templates.graph import Template, api_format, ui_format  # noqa: E402
+from tools.templates.graph import Template, api_format  # noqa: E402
+from tools.templates.thumbnail import INPUTS, thumbnail  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
-INPUTS = WORKFLOWS / "inputs"
-PICTURES = ROOT / "tests" / "host" / "pictures"
-THUMBNAIL = 400  # pixels, square
 SIZE, SCALE = 64, 8
 FRAMES = 8
 COLOURS = [(122, 178, 238), (248, 166, 196), (134, 204, 138), (250, 216, 108)]
@@ -57,26 +56,6 @@ def sheet(pictures: list[np.ndarray]) -> np.ndarray:
         whole[top : top + len(strip), : strip.shape[1]] = strip
         top += len(strip)
     return whole
-
-
-def thumbnail(template: Template) -> Image.Image:
-    """The template's stored result as a square, a batch as a grid, with the picture that went in if it has one."""
-    stored = Image.open(PICTURES / f"{template.name}.png").convert("RGB")
-    side = stored.height
-    cells = [stored.crop((left, 0, left + side, side)) for left in range(0, stored.width - side + 1, side)]
-    if template.before:
-        cells.insert(0, Image.open(INPUTS / template.before).convert("RGB").resize((side, side)))
-    if stored.width % side or len(cells) == 1:
-        cells = [stored]
-    columns = math.ceil(math.sqrt(len(cells)))
-    cell = THUMBNAIL // columns
-    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
-    for i, picture in enumerate(cells):
-        scale = cell / max(picture.size)
-        fitted = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-        left, top = i % columns * cell, i // columns * cell
-        square.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
-    return square
 
 
 def sketch(background: tuple[int, int, int], look: int = 0) -> Image.Image:
@@ -148,8 +127,8 @@ def main() -> None:
     for template in TEMPLATES:
         for path, text in files(template, descriptions).items():
             path.write_text(text, encoding="utf-8")
-        if (PICTURES / f"{template.name}.png").exists():
-            thumbnail(template).save(WORKFLOWS / f"{template.name}.jpg", quality=85, optimize=True)
+        if picture := thumbnail(template):
+            picture.save(WORKFLOWS / f"{template.name}.jpg", quality=85, optimize=True)
         else:
             print(f"no thumbnail of {template.name}: run tests/host/test_server.py with --store-pictures, then this")
 

@@ -22,7 +22,8 @@ SETTINGS = {
     "Comfy.Pointer.DoubleClickTime": 1000,
     "LiteGraph.Node.TooltipDelay": 50,
 }
-HOSTS_OWN = ("api.comfy.org", "/api/userdata", "/templates/")  # what the front end asks for and does without
+# What the front end asks for and does without, such as the size of a file that it offers for download.
+HOSTS_OWN = ("api.comfy.org", "/api/userdata", "/templates/", "huggingface.co", "Error fetching file size")
 JPEG: dict[str, Any] = {"type": "jpeg", "quality": 80}
 README_PICTURES = {"template_browser", "lcm_lora_txt2img", "lcm_lora_style_mix"}
 ASIDE = (960, 1078)  # where the mouse points at nothing: the canvas's lower edge
@@ -89,6 +90,16 @@ class FrontEnd:
     @property
     def toasts(self) -> Locator:
         return self.page.locator(".p-toast-message")
+
+    def offered_models(self) -> dict[str, str]:
+        """`folder / name` -> address of the files that a dialog offers to download; it is closed then."""
+        files = self.dialog.locator(".comfy-missing-models")
+        files.locator("button[title]:enabled").first.wait_for()
+        assert files.locator("button[title]:disabled").count() == 0, files.inner_text()
+        names = files.locator("span[title]").all()
+        offered = {name.inner_text(): str(name.get_attribute("title")) for name in names}
+        self.close_dialog()
+        return offered
 
     def close_dialog(self) -> None:
         self.dialog.locator(".p-dialog-close-button").click()

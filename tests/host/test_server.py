@@ -123,7 +123,7 @@ def test_templates_fit_the_nodes(host):
     assert [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text] == []
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if not t.network], ids=lambda template: template.name)
 def test_workflow_twice_gives_the_same_pictures_and_the_stored_ones(template, sample, workflow, stand_in, request):
     graph, name = with_stand_ins(workflow(template.name), template.stand_ins), template.name
     first, second = sample(graph), sample(graph)

@@ -1,9 +1,15 @@
 """Every template and its API twin are the same graph."""
 
 import json
+from collections import defaultdict
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
+from lcm_core.accelerators import recognize
+from tools.templates import TEMPLATES as DESCRIBED
+from tools.templates.models import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -62,3 +68,78 @@ def test_template_has_a_note_and_consistent_links(path):
     for number, source, output, _, _, kind in template["links"]:
         slot = sources[source][output]
         assert number in slot["links"] and slot["type"] == kind
+
+
+def loaded(template):
+    """The files that a graph loads, but the pocket model's."""
+    values = [value for node in template["nodes"] for value in node["widgets_values"] if isinstance(value, str)]
+    return {value for value in values if value.endswith(".safetensors") and not value.startswith("pocket")}
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_file_of_a_released_model_is_offered_where_it_is_loaded(path):
+    """By the rules of the front end: it looks at files that a widget names, from these sites, of these kinds."""
+    template = json.loads(path.read_text(encoding="utf-8"))
+    offered = set()
+    for node in template["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert model.keys() == {"name", "url", "directory"} and model["name"] in node["widgets_values"]
+            assert model["url"].startswith("https://huggingface.co/") and "/resolve/main/" in model["url"]
+            assert model["url"].endswith(".safetensors")
+            offered.add(model["name"])
+    assert offered == loaded(template)
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_node_names_its_pack(path):
+    template = json.loads(path.read_text(encoding="utf-8"))
+    packs = {node["type"]: node["properties"].get("cnr_id") for node in template["nodes"] if node["type"] not in NOTES}
+    for kind, pack in packs.items():
+        assert pack == ("lcm-lora" if kind.startswith("LCMLoRA_") else "comfy-core")
+
+
+def test_addresses_are_those_of_the_hosts_own_templates():
+    known = defaultdict(set)
+    for package in ("media_image", "media_video", "media_other"):
+        for file in files(f"comfyui_workflow_templates_{package}").joinpath("templates").iterdir():
+            if file.name.endswith(".json"):
+                collect(json.loads(file.read_text(encoding="utf-8")), known)
+    both = MODELS.keys() & known.keys()
+    assert len(both) > 10
+    for name in both:
+        assert (MODELS[name]["directory"], MODELS[name]["url"]) in known[name]
+
+
+def collect(value, known):
+    """Every `models` entry in nested JSON: name -> {(folder, address without its query)}."""
+    if isinstance(value, dict):
+        for model in value.get("models") or []:
+            if isinstance(model, dict) and "url" in model:
+                known[model["name"]].add((model.get("directory"), model["url"].partition("?")[0]))
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        collect(part, known)
+
+
+LORAS = {
+    "flux_turbo": ["flux-turbo-alpha"],
+    "lcm_lora_sdxl": ["lcm-lora"],
+    "qwen_image_lightning": ["qwen-lightning"],
+    "sdxl_lightning_hyper_dmd2": ["sdxl-lightning"],
+    "wan22_lightning_video": ["wan22-lightning-high", "wan22-lightning-low"],
+}
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_an_accelerators_name_finds_its_recipe_and_the_thumbnail_draws_it(name):
+    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    files = [node["inputs"]["lora_name"] for node in graph.values() if node["class_type"] == "LCMLoRA_Loader"]
+    (template,) = [template for template in DESCRIBED if template.name == name]
+    assert [recognize(file).recipe.name for file in files] == LORAS[name] == list(template.drawing.recipes)
+
+
+def test_the_other_accelerators_of_sdxl_are_recognized_too():
+    found = {name: recognize(name, base="SDXL").recipe for name in MODELS if "SDXL" in name or "dmd2" in name}
+    assert {name: recipe.name for name, recipe in found.items()} == {
+        "Hyper-SDXL-8steps-lora.safetensors": "hyper-sd",
+        "dmd2_sdxl_4step_lora_fp16.safetensors": "dmd2",
+    }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from lcm_core.schedule import NoiseSchedule
+
 from .common import LCM, POCKET, prompts, sampled
-from .graph import Graph, Template
+from .graph import Drawing, Graph, Template
+from .models import downloads
 
 
 def sdxl() -> Template:
@@ -14,11 +17,12 @@ def sdxl() -> Template:
     empty = graph.add("EmptyLatentImage", width=1024, height=1024)
     sampler, picture = sampled(graph, fast, texts, empty, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="lcm_lora_sdxl")
-    note = """## SDXL in four steps, 1024 × 1024
+    note = f"""## SDXL in four steps, 1024 × 1024
 
-It needs two files: [sd_xl_base_1.0.safetensors](https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0) or
-any SDXL fine-tune in models/checkpoints, and the [LCM-LoRA of
-SDXL](https://huggingface.co/latent-consistency/lcm-lora-sdxl), renamed lcm-lora-sdxl.safetensors, in models/loras.
+{downloads("sd_xl_base_1.0.safetensors", "lcm-lora-sdxl.safetensors")}
+
+The checkpoint may be any SDXL fine-tune. Rename the LCM-LoRA's file, which is called pytorch_lora_weights.safetensors
+there.
 
 Try 2 to 8 steps. For a negative prompt set cfg 1.5 and guidance_until 0.25: 4 steps then cost 5 UNet evaluations."""
     pocket = """### Without an SDXL
@@ -29,6 +33,7 @@ The same graph runs on the pocket model: choose pocket.safetensors and pocket_lc
         [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
         stand_ins={"sd_xl_base_1.0.safetensors": POCKET, "lcm-lora-sdxl.safetensors": LCM, 1024: 64},
+        drawing=Drawing("SDXL", "LCM-LoRA", NoiseSchedule.scaled_linear(), ["lcm-lora"]),
     )  # fmt: skip
 
 
@@ -41,15 +46,15 @@ def full_lcm() -> Template:
     empty = graph.add("EmptyLatentImage", width=768, height=768, batch_size=4)
     sampler, picture = sampled(graph, told, texts, empty, base[2], seeds="7, 7, 7, 7")
     save = graph.add("SaveImage", images=picture, filename_prefix="full_lcm")
-    note = """## A full LCM and its guidance ω
+    note = f"""## A full LCM and its guidance ω
 
 A full LCM takes the guidance scale as an input, so it costs nothing at cfg 1. Loaders drop the weight that reads it;
 **Full LCM Guidance** finds it in the file and tells the model ω = guidance_scale − 1. The four pictures have one seed
 and ω 0, 2.5, 5 and 10.
 
-Needs [LCM_Dreamshaper_v7_4k.safetensors](https://huggingface.co/SimianLuo/LCM_Dreamshaper_v7) in
-models/diffusion_models, and for CLIP and VAE [DreamShaper 7](https://huggingface.co/Lykon/DreamShaper) or another SD
-1.5 in models/checkpoints."""
+{downloads(name, "DreamShaper_7_pruned.safetensors")}
+
+The checkpoint gives CLIP and VAE alone, and may be another SD 1.5."""
     single = """### A checkpoint with all parts
 
 Then take its MODEL from Load Checkpoint, leave the diffusion model's loader out, and choose the checkpoint as the
