@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -48,3 +51,10 @@ def paste(page: Image.Image, tile: Image.Image, place: tuple[int, int], radius: 
     mask = Image.new("L", (tile.width * SHARP, tile.height * SHARP))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), radius * SHARP, 255)
     page.paste(tile, place, mask.resize(tile.size, Image.Resampling.BOX))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file of this kind, made as small as it goes."""
+    file = io.BytesIO()
+    image.save(file, kind, optimize=True, **options)
+    return file.getvalue()

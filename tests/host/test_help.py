@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools import node_table
-from tools.help_pictures import LIMIT, Studio
-from tools.locale_en import english
+from tools.parts.docs import nodes as node_table
+from tools.parts.locale import english
+from tools.parts.pictures.help import LIMIT, Studio
 
 DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 PAGES = {"en": "{}.md", "zh": "{}/zh.md"}  # where the front end looks, in the order zh, en for a Chinese user
@@ -78,7 +78,7 @@ def stated(options):
 
 def test_english_is_what_the_nodes_say(nodes, translations):
     found = translations["en"]["nodeDefs"]
-    assert found == english(nodes, found), "run `python tools/locale_en.py .host/comfyui .host/base`"
+    assert found == english(nodes, found), "run `python tools/make.py locale`"
 
 
 @languages
@@ -145,4 +145,4 @@ def test_no_page_or_picture_is_of_a_node_that_is_gone(nodes):
 
 def test_the_list_of_nodes_is_current(nodes):
     written = node_table.FILE.read_text(encoding="utf-8")
-    assert written == node_table.page(nodes), "run `python tools/node_table.py .host/comfyui .host/base`"
+    assert written == node_table.page(nodes), "run `python tools/make.py docs`"

@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 
 from pocket.judge import as_batch, load_judge
 from tools.comfy_client import PromptError
-from tools.make_workflows import files, sheet
+from tools.parts.workflows import files
 from tools.templates import TEMPLATES
 from tools.templates.graph import with_stand_ins
+from tools.templates.thumbnail import sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted(file.stem for file in (ROOT / "workflows" / "api").glob("*.json"))
@@ -116,7 +117,7 @@ def test_every_number_has_a_default_and_a_range(own_nodes):
 
 
 def test_templates_fit_the_nodes(host):
-    """If not, `python tools/make_workflows.py` writes them anew."""
+    """If not, `python tools/make.py workflows` writes them anew."""
     descriptions = host.object_info()
     written = {path: text for template in TEMPLATES for path, text in files(template, descriptions).items()}
     assert {path.stem for path in written} == set(WORKFLOWS)

@@ -13,7 +13,7 @@ from lcm_core.accelerators import SAMPLING, Span, load_recipes, read_sampling, r
 from lcm_core.accelerators.fields import READERS
 from lcm_core.accelerators.reading import read_recipe, without_recipe, write_recipe
 from lcm_core.accelerators.recognition import _compiled
-from tools import recipe_table
+from tools.parts.docs import recipes as recipe_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = load_recipes()[0]
@@ -51,7 +51,7 @@ def test_the_table_belongs_to_the_package():
 
 def test_the_documents_table_is_the_data():
     text = recipe_table.FILE.read_text(encoding="utf-8")
-    assert recipe_table.written(text) == text, "run `python tools/recipe_table.py`"
+    assert recipe_table.written(text) == text, "run `python tools/make.py docs`"
     assert all(f"| `{name}` " in text for name in RECIPES)
 
 

@@ -7,12 +7,13 @@ from runpy import run_path
 
 import pytest
 
-from tools import api_docs
-from tools.doc_links import DOCS, ROOT, corrected
+from tools.parts.docs import reference
+from tools.parts.docs.links import DOCS, corrected
+from tools.workshop import ROOT
 
 CODE = [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "lcm_core").rglob("*.py")]
 EXAMPLES = re.findall(
-    r"^```python\n(.*?)^```", api_docs.FILE.read_text(encoding="utf-8").partition(api_docs.MARK)[0], re.M | re.S
+    r"^```python\n(.*?)^```", reference.FILE.read_text(encoding="utf-8").partition(reference.MARK)[0], re.M | re.S
 )
 
 
@@ -20,7 +21,7 @@ def test_links_of_the_documents():
     problems = []
     for doc in DOCS:
         if corrected(doc, problems) != doc.read_text(encoding="utf-8"):
-            problems.append(f"{doc.name}: line numbers moved; run python tools/doc_links.py")
+            problems.append(f"{doc.name}: line numbers moved; run python tools/make.py docs")
     assert problems == []
 
 
@@ -49,8 +50,8 @@ def test_troubleshooting_quotes_messages_as_the_source_has_them():
 
 
 def test_reference_is_what_the_docstrings_say():
-    written = api_docs.FILE.read_text(encoding="utf-8").partition(f"{api_docs.MARK}\n")[2]
-    assert written == api_docs.reference(), "run `python tools/api_docs.py`"
+    written = reference.FILE.read_text(encoding="utf-8").partition(f"{reference.MARK}\n")[2]
+    assert written == reference.reference(), "run `python tools/make.py docs`"
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=["add", "sample", "distil"])

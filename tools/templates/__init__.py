@@ -1,4 +1,4 @@
-"""The templates of workflows/: what each graph is, and what its note says. tools/make_workflows.py writes the files."""
+"""The templates of workflows/: what each graph is, and what its note says. tools/make.py writes the files."""
 
 from .accelerators import flux_turbo, qwen_image_lightning, sdxl_accelerators, wan22_lightning
 from .pocket import frames, image_to_image, inpainting, text_to_image

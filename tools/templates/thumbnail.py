@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lcm_core.accelerators import levels, load_recipes
@@ -63,8 +64,26 @@ def drawn(drawing: Drawing) -> Image.Image:
     return page
 
 
-def thumbnail(template: Template) -> Image.Image | None:
-    """The card's picture; None where the template's result is not stored yet."""
+def thumbnail(template: Template) -> Image.Image:
+    """The card's picture; FileNotFoundError says how to store the template's result."""
     if template.drawing:
         return drawn(template.drawing)
-    return from_result(template) if (PICTURES / f"{template.name}.png").exists() else None
+    if not (PICTURES / f"{template.name}.png").exists():
+        raise FileNotFoundError(
+            f"tests/host/pictures has no result of {template.name}; run tests/host/test_server.py with --store-pictures"
+        )
+    return from_result(template)
+
+
+def sheet(pictures: list[np.ndarray]) -> np.ndarray:
+    """All pictures (H, W, 3) of a run in one: those of one size in a row, the rows below each other on white."""
+    rows: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for picture in pictures:
+        rows.setdefault(picture.shape, []).append(picture)
+    strips = [np.concatenate(row, axis=1) for row in rows.values()]
+    whole = np.full((sum(map(len, strips)), max(strip.shape[1] for strip in strips), 3), 255, np.uint8)
+    top = 0
+    for strip in strips:
+        whole[top : top + len(strip), : strip.shape[1]] = strip
+        top += len(strip)
+    return whole

@@ -1,20 +1,13 @@
-"""Writes docs/nodes.md: every node by category, with what it does, from the nodes' schemas and their help pages.
-
-python tools/node_table.py COMFYUI BASE
-"""
+"""docs/nodes.md: every node by category, with what it does, from the nodes' schemas and their help pages."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
+from tools.workshop import ROOT, Product, Workshop
 
 FILE = ROOT / "docs" / "nodes.md"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -22,8 +15,12 @@ OPENING = """# Nodes
 
 {count} nodes, in the menu under *Add Node → LCM-LoRA*. A node's name leads to its help page, which is also behind its
 *?* in ComfyUI. The last column is what is linked to it (in parentheses: may be left open) and what it gives.
-Written by `tools/node_table.py`.
+Written by `tools/make.py docs.nodes`.
 """
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    yield Product.text(FILE, lambda: page(workshop.host.own_nodes()))
 
 
 def page(nodes: Mapping[str, Any]) -> str:
@@ -46,12 +43,3 @@ def row(node_id: str, node: Mapping[str, Any]) -> str:
     ]
     links = f"{', '.join(linked) or 'none'} → {', '.join(node['output_name']) or 'a file'}"
     return f"| [{node['display_name']}](../web/docs/{node_id}.md) | `{node_id}` | {about} | {links} |"
-
-
-def main() -> None:
-    nodes = load_host_of_arguments(__doc__).own_nodes()
-    FILE.write_text(page(nodes), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,21 @@
-"""Draws docs/icon.png and docs/banner.png: noise becomes a picture, at the timesteps where a 4-step LCM evaluates.
-
-python tools/draw_icon.py     in an environment with numpy, Pillow and torch, such as .venv
-"""
+"""docs/icon.png, docs/banner.png: noise becomes a picture, at the timesteps where a 4-step LCM evaluates."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
-
-from lcm_core.schedule import NoiseSchedule, lcm_timesteps  # noqa: E402
-from tools.scene import DIM, LIGHT, PAGE, as_image, noised, paste, scene  # noqa: E402
+from lcm_core.schedule import NoiseSchedule, lcm_timesteps
+from tools.scene import DIM, LIGHT, PAGE, as_image, encoded, noised, paste, scene
+from tools.workshop import ROOT, Product, Workshop
 
 SCHEDULE = NoiseSchedule.scaled_linear()
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    yield Product(ROOT / "docs" / "icon.png", lambda: encoded(icon(), "PNG"))
+    yield Product(ROOT / "docs" / "banner.png", lambda: encoded(banner(), "PNG"))
 
 
 def icon() -> Image.Image:
@@ -42,8 +41,3 @@ def banner() -> Image.Image:
     for i, text in enumerate([*map(str, timesteps), "0"]):
         draw.text((60 + 233 * i + 104, 478), text, DIM, ImageFont.load_default(26), "mm")
     return page
-
-
-if __name__ == "__main__":
-    for name, drawing in (("icon", icon()), ("banner", banner())):
-        drawing.save(ROOT / "docs" / f"{name}.png", optimize=True)

@@ -1,6 +1,4 @@
-"""Writes the reference in docs/python-api.md, below its hand-written opening, from the docstrings of lcm_core.
-
-python tools/api_docs.py
+"""docs/python-api.md: the reference below its hand-written opening, from the docstrings of lcm_core.
 
 A signature is its source. (griffe2md loses the names that lcm_core imports when first used, annotations and lines.)
 """
@@ -17,16 +15,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.workshop import ROOT, Product, Workshop
 
-from tools.doc_links import ROOT, definition  # noqa: E402
+from .links import definition
 
 FILE = ROOT / "docs" / "python-api.md"
-MARK = "<!-- What follows is written by tools/api_docs.py. -->\n"
+MARK = "<!-- What follows is written by tools/make.py. -->\n"
 MODULES = ("lcm_core", "lcm_core.accelerators", "lcm_core.lora", "lcm_core.distill")
 DECORATORS = {"classmethod", "contextmanager", "property"}
 # Of a docstring's lines those that say what one argument or value is: `x: …`, `a, b: …`, `12 values: …`, `f(x) -> …`.
 ENTRY = re.compile(r"^(?:\d+ )?\w+(?:, \w+)*(?=:\s)|^\w+(?=\([^)]*\)(?: ->| is |,))", re.MULTILINE)
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    opening = FILE.read_text(encoding="utf-8").partition(MARK)[0]
+    yield Product.text(FILE, lambda: f"{opening}{MARK}\n{reference()}")
 
 
 def reference() -> str:
@@ -87,12 +90,3 @@ def markdown(text: str) -> str:
     words = re.split("(`[^`]*`)", text)
     words[::2] = [re.sub(r"(?<=\w)\*(?=\w)|(?<!\w)_|_(?!\w)|<", r"\\\g<0>", word) for word in words[::2]]
     return "".join(words)
-
-
-def main() -> None:
-    opening = FILE.read_text(encoding="utf-8").partition(MARK)[0]
-    FILE.write_text(f"{opening}{MARK}\n{reference()}", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

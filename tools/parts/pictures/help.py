@@ -1,25 +1,17 @@
-"""The pictures of the help pages, web/docs/<node id>/example.jpg, each made by its node on the pocket model.
-
-python tools/help_pictures.py COMFYUI BASE [NODE_ID ...]
-
-COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`. Node ids choose some pictures.
-"""
+"""web/docs/<node id>/example.jpg: the pictures of the help pages, each made by its node on the pocket model."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+import torch
+from PIL import Image
+from torch import Tensor
 
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from tools.inprocess import ROOT, Host, load_host  # noqa: E402
+from tools.inprocess import Host
+from tools.workshop import ROOT, Product, Workshop
 
 LIMIT = 30_000  # bytes of a picture
 SIDE = 112  # the pocket model's 64 pixels are shown as so many
@@ -27,6 +19,13 @@ WORDS = ("cat blue", "pizza pink", "rocket yellow")
 OPEN = ("animal", "food", "vehicle")  # what the picture shows is left to the noise, so few steps are hard
 SEED = 7
 MANY_STEPS = {"steps": 25, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    studio = cache(lambda: Studio(workshop.host))
+    for node in (name for name in vars(Studio) if name.startswith("LCMLoRA_")):
+        file = ROOT / "web" / "docs" / node / "example.jpg"
+        yield Product(file, lambda node=node: jpeg(getattr(studio(), node)()))
 
 
 class Studio:
@@ -181,24 +180,3 @@ def jpeg(picture: Tensor) -> bytes:
         if file.tell() <= LIMIT:
             return file.getvalue()
     raise ValueError(f"a picture of {image.width} × {image.height} does not fit in {LIMIT} bytes; draw fewer cells")
-
-
-def main() -> None:
-    drawn = [name for name in vars(Studio) if name.startswith("LCMLoRA_")]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comfyui", type=Path)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("nodes", nargs="*", metavar="NODE_ID", help=f"one of {', '.join(drawn)}; all if none is given")
-    args = parser.parse_args()
-    if unknown := set(args.nodes) - set(drawn):
-        parser.error(f"no picture of {', '.join(unknown)}; there are {', '.join(drawn)}")
-    studio = Studio(load_host(args.comfyui, args.base))
-    for node in args.nodes or drawn:
-        file = ROOT / "web" / "docs" / node / "example.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(jpeg(getattr(studio, node)()))
-        print(f"{file.relative_to(ROOT)}: {file.stat().st_size} bytes", flush=True)
-
-
-if __name__ == "__main__":
-    main()

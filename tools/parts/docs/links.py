@@ -1,18 +1,29 @@
-"""Links from the docs to lines of code: [`name`](../path/file.py#L12) points to where `name` is defined.
-
-python tools/doc_links.py            puts the line numbers right in README.md and docs/*.md
-python tools/doc_links.py --check    only says what is wrong, and exits with 1 if anything is
-"""
+"""README.md, docs/*.md: links to lines of code, [`name`](../path/file.py#L12), lead to where `name` is defined."""
 
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.workshop import ROOT, Product, Workshop
+
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pocket" / "README.md"]
 LINK = re.compile(r"\[([^\]\n]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    for doc in DOCS:
+        yield Product.text(doc, lambda doc=doc: mended(doc))
+
+
+def mended(doc: Path) -> str:
+    """The document with right line numbers; ValueError names the links that lead nowhere."""
+    problems: list[str] = []
+    text = corrected(doc, problems)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return text
 
 
 def definition(source: Path, name: str) -> int | None:
@@ -44,19 +55,3 @@ def corrected(doc: Path, problems: list[str]) -> str:
         return match[0]
 
     return LINK.sub(replace, doc.read_text(encoding="utf-8"))
-
-
-def main() -> None:
-    problems: list[str] = []
-    for doc in DOCS:
-        before, after = doc.read_text(encoding="utf-8"), corrected(doc, problems)
-        if after != before and "--check" in sys.argv:
-            problems.append(f"{doc.name}: line numbers moved; run python tools/doc_links.py")
-        elif after != before:
-            doc.write_text(after, encoding="utf-8")
-    print(*problems, sep="\n", end="\n" if problems else "")
-    raise SystemExit(1 if problems else 0)
-
-
-if __name__ == "__main__":
-    main()

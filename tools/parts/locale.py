@@ -1,6 +1,4 @@
-"""Writes locales/en/nodeDefs.json, the English that translators start from, from the nodes' own texts.
-
-python tools/locale_en.py COMFYUI BASE
+"""locales/en/nodeDefs.json: the English that translators start from, from the nodes' own texts.
 
 Only the tooltips of outputs are the file's own: they are kept, and a new output's is left empty to be written there.
 Inputs that grow are left out, as only newer hosts have them.
@@ -9,16 +7,20 @@ Inputs that grow are left out, as only newer hosts have them.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
+from tools.workshop import ROOT, Product, Workshop
 
 FILE = ROOT / "locales" / "en" / "nodeDefs.json"
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    def written() -> str:
+        known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+        return json.dumps(english(workshop.host.own_nodes(), known), ensure_ascii=False, indent=2) + "\n"
+
+    yield Product.text(FILE, written)
 
 
 def english(nodes: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,13 +40,3 @@ def entry(node: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]
             for i, name in enumerate(node["output_name"])
         },
     }
-
-
-def main() -> None:
-    nodes = load_host_of_arguments(__doc__).own_nodes()
-    known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    FILE.write_text(json.dumps(english(nodes, known), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,20 @@
-"""Writes the table in docs/accelerators.md from the recipes' data.
-
-python tools/recipe_table.py
-"""
+"""docs/accelerators.md: the table of the recipes, from their data."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lcm_core.accelerators import Recipe, Span, load_recipes
+from tools.workshop import ROOT, Product, Workshop
 
-from lcm_core.accelerators import Recipe, Span, load_recipes  # noqa: E402
-
-FILE = Path(__file__).resolve().parent.parent / "docs" / "accelerators.md"
-BEGIN, END = "<!-- Written by tools/recipe_table.py. -->\n", "<!-- Up to here. -->\n"
+FILE = ROOT / "docs" / "accelerators.md"
+BEGIN, END = "<!-- Written by tools/make.py. -->\n", "<!-- Up to here. -->\n"
 HEADS = ("recipe", "for", "steps", "levels", "γ", "cfg", "strength", "and", "sources")
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    yield Product.text(FILE, lambda: written(FILE.read_text(encoding="utf-8")))
 
 
 def table(recipes: Iterable[Recipe]) -> str:
@@ -61,7 +59,3 @@ def written(text: str) -> str:
     if not pattern.search(text):
         raise ValueError(f"{FILE.name} has no place for the table; put {BEGIN!r} and {END!r} in it")
     return pattern.sub(lambda _: table(load_recipes()[0].values()), text)
-
-
-if __name__ == "__main__":
-    FILE.write_text(written(FILE.read_text(encoding="utf-8")), encoding="utf-8")

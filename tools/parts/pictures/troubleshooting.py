@@ -1,27 +1,25 @@
-"""The pictures of docs/troubleshooting.md, docs/troubleshooting/<problem>.jpg, made by the pocket model.
-
-python tools/troubleshooting_pictures.py COMFYUI BASE
-
-COMFYUI and BASE are .host/comfyui and .host/base after `python tools/run.py demo`.
-"""
+"""docs/troubleshooting/<problem>.jpg: mistakes and what is right, made by the pocket model."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from tools.workshop import ROOT, Product, Workshop
 
-from tools.help_pictures import WORDS, Studio, jpeg  # noqa: E402
-from tools.inprocess import ROOT, load_host_of_arguments  # noqa: E402
+from .help import WORDS, Studio, jpeg
 
 FOLDER = ROOT / "docs" / "troubleshooting"
 OPEN = ("animal", "vehicle", "flower")  # open prompts with a seed that shows the mistakes
 SEED = 11
 RIGHT = "LCM Sampler, 4 steps, cfg 1"
+
+
+def products(workshop: Workshop) -> Iterator[Product]:
+    for name, picture in pictures(Studio(workshop.host)).items():
+        yield Product(FOLDER / f"{name}.jpg", lambda picture=picture: jpeg(picture))
 
 
 def pictures(studio: Studio) -> dict[str, Tensor]:
@@ -60,15 +58,3 @@ def pictures(studio: Studio) -> dict[str, Tensor]:
     drawn["style"] = studio.table({f"{a:g} style + {b:g} LCM": studio.few(studio.mix(a, b)) for a, b in weights}, WORDS)
     drawn["same"] = studio.table({"seeds 7, 7, 7": batch(seeds="7, 7, 7"), "seed 11": batch()}, (1, 2, 3), "image")
     return drawn
-
-
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for name, picture in pictures(Studio(load_host_of_arguments(__doc__))).items():
-        file = FOLDER / f"{name}.jpg"
-        file.write_bytes(jpeg(picture))
-        print(f"{file.relative_to(ROOT)}: {file.stat().st_size} bytes", flush=True)
-
-
-if __name__ == "__main__":
-    main()
