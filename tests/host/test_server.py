@@ -15,6 +15,7 @@ from pocket.judge import as_batch, load_judge
 from tools.comfy_client import PromptError
 from tools.parts.workflows import files
 from tools.templates import TEMPLATES
+from tools.templates.common import SIZE
 from tools.templates.graph import with_stand_ins
 from tools.templates.thumbnail import sheet
 
@@ -147,7 +148,7 @@ def test_workflow_twice_gives_the_same_pictures_and_the_stored_ones(template, sa
 
 def check_training(pictures):
     """The judge is surer of what it sees in the pictures with the LoRA that was trained than in those before them."""
-    small = np.stack([picture for picture in pictures if picture.shape == (64, 64, 3)])
+    small = np.stack([picture for picture in pictures if picture.shape == (SIZE, SIZE, 3)])
     certainty = load_judge().logits(as_batch(small))["object"].softmax(1).amax(1)
     without, trained = certainty.chunk(2)
     assert trained.mean() > without.mean() + 0.05, f"{trained.mean()} with the LoRA, {without.mean()} without"

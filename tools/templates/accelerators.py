@@ -6,7 +6,7 @@ import math
 
 from lcm_core.schedule import Flow, NoiseSchedule
 
-from .common import POCKET, prompts
+from .common import POCKET, SIZE, prompts
 from .graph import Drawing, Graph, Node, Output, Template
 from .models import downloads
 
@@ -52,7 +52,7 @@ name: 2, 4 or 8."""
         "sdxl_lightning_hyper_dmd2", graph, [(note, 2), (AUTO, 1)],
         [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
-        stand_ins={checkpoint: POCKET, lightning: HYPER, 1024: 64},
+        stand_ins={checkpoint: POCKET, lightning: HYPER, 1024: SIZE},
         drawing=Drawing("SDXL", "Lightning, Hyper-SD or DMD2", NoiseSchedule.scaled_linear(), ["sdxl-lightning"]),
     )  # fmt: skip
 

@@ -7,11 +7,12 @@ from typing import Any
 from .graph import Graph, Node, Output
 
 POCKET, LCM, STYLE = "pocket.safetensors", "pocket_lcm.safetensors", "pocket_style.safetensors"
+SIZE = 128  # pixels of its pictures
 NEGATIVE = "Negative (unused at cfg 1)"
 WORDS = """### The pocket model's words
 
 animal, fruit, face, vehicle, flower, food, sport, sky; cat, panda, apple, rocket, pizza …; a background: white,
-yellow, green, blue, pink, black. Other words are ignored."""
+yellow, green, blue, pink, black, purple, orange. Other words are ignored."""
 
 
 def prompts(graph: Graph, clip: Output, text: str) -> tuple[Node, Node]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .common import WORDS, pocket, sampled
+from .common import SIZE, WORDS, pocket, sampled
 from .graph import Graph, Template
 
 
 def text_to_image() -> Template:
     graph = Graph()
     base, fast, texts = pocket(graph, "cat")
-    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
+    empty = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
     sampler, picture = sampled(graph, fast, texts, empty, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="lcm_lora")
     note = """## Four steps with an LCM-LoRA
@@ -32,8 +32,8 @@ def image_to_image() -> Template:
     base, fast, texts = pocket(graph, "animal blue")
     picture = graph.add("LoadImage", image="pocket_sketch.png")
     scaled = graph.add(
-        "ImageScale", "The model's size: 64, 512 or 1024", image=picture, upscale_method="lanczos", width=64,
-        height=64, crop="center",
+        "ImageScale", "The model's size: 128, 512 or 1024", image=picture, upscale_method="lanczos", width=SIZE,
+        height=SIZE, crop="center",
     )  # fmt: skip
     encoded = graph.add("VAEEncode", pixels=scaled, vae=base[2])
     batch = graph.add("RepeatLatentBatch", "Three pictures", samples=encoded, amount=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lcm_core.schedule import NoiseSchedule
 
-from .common import LCM, POCKET, prompts, sampled
+from .common import LCM, POCKET, SIZE, prompts, sampled
 from .graph import Drawing, Graph, Template
 from .models import downloads
 
@@ -27,12 +27,12 @@ there.
 Try 2 to 8 steps. For a negative prompt set cfg 1.5 and guidance_until 0.25: 4 steps then cost 5 UNet evaluations."""
     pocket = """### Without an SDXL
 
-The same graph runs on the pocket model: choose pocket.safetensors and pocket_lcm.safetensors, and 64 × 64 pixels."""
+The same graph runs on the pocket model: choose pocket.safetensors and pocket_lcm.safetensors, and 128 × 128 pixels."""
     return Template(
         "lcm_lora_sdxl", graph, [(note, 2), (pocket, 1)],
         [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
-        stand_ins={"sd_xl_base_1.0.safetensors": POCKET, "lcm-lora-sdxl.safetensors": LCM, 1024: 64},
+        stand_ins={"sd_xl_base_1.0.safetensors": POCKET, "lcm-lora-sdxl.safetensors": LCM, 1024: SIZE},
         drawing=Drawing("SDXL", "LCM-LoRA", NoiseSchedule.scaled_linear(), ["lcm-lora"]),
     )  # fmt: skip
 
@@ -65,5 +65,5 @@ One ω for all: empty omega_per_image and set omega."""
         "full_lcm_guidance", graph, [(note, 2), (single, 1)],
         [[("Model", [base, unet, told])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
-        stand_ins={name: "test_full_lcm.safetensors", "DreamShaper_7_pruned.safetensors": POCKET, 768: 64},
+        stand_ins={name: "test_full_lcm.safetensors", "DreamShaper_7_pruned.safetensors": POCKET, 768: SIZE},
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import POCKET, prompts, sampled
+from .common import POCKET, SIZE, prompts, sampled
 from .graph import Graph, Template
 
 
@@ -10,7 +10,7 @@ def distil_your_own() -> Template:
     graph = Graph()
     base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
     texts = prompts(graph, base[1], "animal")
-    many = graph.add("EmptyLatentImage", width=64, height=64, batch_size=16)
+    many = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=8)
     data = graph.add(
         "KSampler", "The data: pictures of the teacher", model=base, positive=texts[0], negative=texts[1],
         latent_image=many, seed=1, steps=12, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
@@ -24,7 +24,7 @@ def distil_your_own() -> Template:
     loss = graph.add("PreviewImage", "Loss", images=learnt[1])
     saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/my_lcm")
     fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
-    four = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
+    four = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
     samplers, pictures = zip(
         *(
             sampled(graph, model, texts, four, base[2], steps=2, original_steps=8, seed=10) for model in (base, fast)
@@ -34,9 +34,9 @@ def distil_your_own() -> Template:
     after = graph.add("SaveImage", "2 steps with the new LCM-LoRA", images=pictures[1], filename_prefix="my_lcm")
     note = """## Distil an LCM-LoRA, and use it
 
-**Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws 16 pictures, and
+**Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws 8 pictures, and
 60 steps of latent consistency distillation teach a LoRA to reach its results from anywhere on the way to them. With
-one seed you see two steps without and with it. It takes half a minute on a CPU, and only animals were taught.
+one seed you see two steps without and with it. It takes a minute on a CPU, and only animals were taught.
 
 The training's state is kept in output/lcm_training: raise steps and run again, and it goes on. The LoRA is saved into
 output/loras."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import LCM, POCKET, STYLE, WORDS, prompts, sampled
+from .common import LCM, POCKET, SIZE, STYLE, WORDS, prompts, sampled
 from .graph import Graph, Template
 
 
@@ -14,7 +14,7 @@ def style_mix() -> Template:
     mix = graph.add("LCMLoRA_Arithmetic", "0.8·style + 1.0·LCM", a=style, b=lcm)
     model = graph.add("LCMLoRA_ApplyVector", model=base, lora=mix)
     texts = prompts(graph, base[1], "cat")
-    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
+    empty = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
     sampler, picture = sampled(graph, model, texts, empty, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="lcm_lora_style")
     note = """## A style in four steps
@@ -43,7 +43,7 @@ def lambda_grid() -> Template:
     )  # fmt: skip
     model = graph.add("LCMLoRA_ApplyVector", model=base, lora=mix)
     texts = prompts(graph, base[1], "animal")
-    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
+    empty = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
     sampler, picture = sampled(graph, model, texts, empty, base[2], steps=2)
     grid = graph.add("LCMLoRA_SweepGrid", images=picture, lambda_1=rows, lambda_2=columns)
     save = graph.add("SaveImage", images=grid, filename_prefix="lcm_lora_lambda_grid")
@@ -78,7 +78,7 @@ def vector_surgery() -> Template:
     saved = graph.add("LCMLoRA_SaveVector", lora=small, filename_prefix="loras/found_lcm")
     model = graph.add("LCMLoRA_ApplyVector", model=base, lora=small)
     texts = prompts(graph, base[1], "animal")
-    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=4)
+    empty = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
     sampler, picture = sampled(graph, model, texts, empty, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="found_lcm")
     note = """## The acceleration out of a merged checkpoint

@@ -14,11 +14,11 @@ from tools.inprocess import Host
 from tools.workshop import ROOT, Product, Workshop
 
 LIMIT = 30_000  # bytes of a picture
-SIDE = 112  # the pocket model's 64 pixels are shown as so many
+SIDE = 112  # the pocket model's 128 pixels are shown as so many
 WORDS = ("cat blue", "pizza pink", "rocket yellow")
 OPEN = ("animal", "food", "vehicle")  # what the picture shows is left to the noise, so few steps are hard
 SEED = 7
-MANY_STEPS = {"steps": 25, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+MANY_STEPS = {"steps": 25, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
 def products(workshop: Workshop) -> Iterator[Product]:
@@ -162,7 +162,7 @@ class Studio:
 
 
 def empty() -> dict:
-    return {"samples": torch.zeros(1, 4, 8, 8)}
+    return {"samples": torch.zeros(1, 4, 16, 16)}
 
 
 def enlarged(picture: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from PIL import Image, ImageDraw
 
 from tools.comfy_client import Client
 from tools.scene import encoded
-from tools.templates.common import POCKET
+from tools.templates.common import POCKET, SIZE
 from tools.workshop import ROOT, Product, Workshop
 
 FOLDER = ROOT / "workflows" / "inputs"
-SIZE, SCALE = 64, 8
+GRID = 64  # units across a sketch
+SCALE = 8 * SIZE // GRID  # pixels a unit, before it is made small
 FRAMES = 8
 COLOURS = [(122, 178, 238), (248, 166, 196), (134, 204, 138), (250, 216, 108)]
 ORANGE, DARK = (250, 180, 60), (40, 30, 30)
@@ -33,7 +34,7 @@ def clip() -> bytes:
 
 def sketch(background: tuple[int, int, int], look: int = 0) -> Image.Image:
     """A cat's head as a child draws it; its face is `look` pixels to the right."""
-    large = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), background)
+    large = Image.new("RGB", (GRID * SCALE, GRID * SCALE), background)
     draw = ImageDraw.Draw(large)
 
     def scaled(*values: int) -> list[int]:
@@ -67,7 +68,7 @@ def panda(client: Client) -> np.ndarray:
             "class_type": "KSampler",
             "inputs": {
                 "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
-                "steps": 25, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0,
+                "steps": 25, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0,
             },
         },
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},

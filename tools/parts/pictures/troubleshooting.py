@@ -33,7 +33,7 @@ def pictures(studio: Studio) -> dict[str, Tensor]:
         return studio.many(model, OPEN, seed=SEED, **settings)
 
     def batch(**inputs) -> list[Tensor]:
-        latent = {"samples": torch.zeros(3, 4, 8, 8)}
+        latent = {"samples": torch.zeros(3, 4, 16, 16)}
         return studio.decode(studio.sample("vehicle", latent=latent, **{"seed": SEED} | inputs))
 
     lcm, right = studio.apply(studio.lcm), {RIGHT: few()}
