@@ -22,6 +22,7 @@ from tools.inprocess import PACK, Host, load_host, message
 NAMES = (
     "Stable Video Diffusion", "Stable Cascade, stage C", "Stable Audio", "Cosmos", "Cosmos Predict2", "Flux.1",
 )  # fmt: skip
+FLOWS = ("Flux.1", "Qwen-Image", "AuraFlow", "Lumina 2", "Wan 2.1 T2V", "MiniMax-H3, picture and sound")
 
 
 def extra(module: str, name: str) -> type:
@@ -73,12 +74,10 @@ def examine(host: Host, row: Row) -> dict[str, Any]:
     }
 
 
-def reshifted(row: Row) -> dict[str, list] | None:
-    """What else than its shift a flow's sampling has, before a shift of 4.5 and after it; None for what is no flow."""
+def reshifted(row: Row) -> dict[str, list]:
+    """What else than its shift a flow's sampling has, before a shift of 4.5 and after it."""
     levels = importlib.import_module(f"{PACK}.nodes.host.levels")
     model = build(row)
-    if levels.flow_of(model.get_model_object("model_sampling")) is None:
-        return None
     samplings = [each.get_model_object("model_sampling") for each in (model, levels.with_shift(model, 4.5))]
     return {
         "shifts": [levels.flow_of(each).shift for each in samplings],
@@ -94,7 +93,7 @@ def main() -> None:
     host = load_host(comfyui, folder)
     report = {
         "kinds": {name: examine(host, ROWS[name]) for name in NAMES},
-        "shifts": {name: reshifted(row) for name, row in ROWS.items() if there(row)},
+        "shifts": {name: reshifted(row) for name in FLOWS if there(row := ROWS[name])},
     }
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
