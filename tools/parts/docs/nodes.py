@@ -11,6 +11,7 @@ from tools.workshop import ROOT, Product, Workshop
 
 FILE = ROOT / "docs" / "nodes.md"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+GROWING = "COMFY_AUTOGROW_V3"  # inputs that newer hosts alone have
 OPENING = """# Nodes
 
 {count} nodes, in the menu under *Add Node → LCM-LoRA*. A node's name leads to its help page, which is also behind its
@@ -39,7 +40,7 @@ def row(node_id: str, node: Mapping[str, Any]) -> str:
         name if kind == "required" else f"({name})"
         for kind in ("required", "optional")
         for name, spec in node["input"].get(kind, {}).items()
-        if isinstance(spec[0], str) and spec[0] not in WIDGETS
+        if isinstance(spec[0], str) and spec[0] not in (*WIDGETS, GROWING)
     ]
     links = f"{', '.join(linked) or 'none'} → {', '.join(node['output_name']) or 'a file'}"
     return f"| [{node['display_name']}](../web/docs/{node_id}.md) | `{node_id}` | {about} | {links} |"
