@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcm_core.lora import Factors, LoRAVector, spell
+from lcm_core.lora import Factors, LoRAVector, canonical_name
 
 from . import autoencoder, teacher, unet
 from .data import WORDS
@@ -67,7 +67,8 @@ def checkpoint() -> dict[str, Tensor | tuple[int, ...]]:
 
 def merged(weights: Mapping[str, Tensor | tuple[int, ...]], vector: LoRAVector) -> dict[str, Tensor | tuple[int, ...]]:
     """A checkpoint's weights with W + ΔW in place of each W that the vector changes."""
-    names = {f"model.{native}.weight": name for name, native in spell(vector.modules, "native").items()}
+    where = paths()
+    names = {f"model.diffusion_model.{where[name]}.weight": name for name in vector.modules}
     return {
         key: (value.float() + vector.delta(names[key])).half() if key in names and isinstance(value, Tensor) else value
         for key, value in weights.items()
@@ -113,13 +114,18 @@ def write_sparse(path: Path, tensors: dict[str, Tensor | tuple[int, ...]]) -> No
 
 def lora_vector(path: Path) -> LoRAVector:
     """A shipped LoRA of the narrow UNet, padded to the host's width."""
-    vector = LoRAVector.load(path)
-    native = spell(vector.modules, "native")
-    modules = {}
-    for name, factors in vector.modules.items():
-        path_in_unet = native[name].removeprefix("diffusion_model.")
-        modules[name] = Factors(*unet.host_factors(path_in_unet, factors.down, factors.up), factors.alpha)
+    vector, where = LoRAVector.load(path), paths()
+    modules = {
+        name: Factors(*unet.host_factors(where[name], factors.down, factors.up), factors.alpha)
+        for name, factors in vector.modules.items()
+    }
     return LoRAVector(modules, metadata=vector.metadata)
+
+
+def paths() -> dict[str, str]:
+    """The canonical name of each of the UNet's layers -> its path."""
+    layers = {name.rpartition(".")[0] for name in unet.host_shapes()}
+    return {canonical_name(layer): layer for layer in layers}
 
 
 def merged_vector() -> LoRAVector:

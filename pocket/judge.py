@@ -83,10 +83,11 @@ def in_style(judge: Judge, images: Tensor, style: str = "paper") -> Tensor:
     return (judge.logits(images)["style"].argmax(1) == STYLES.index(style)).cpu()
 
 
-def nearest_distance(judge: Judge, images: np.ndarray, style: str) -> float:
-    """Mean distance of pictures, uint8 (B, H, W, 3), to the nearest held-out picture's features in that style."""
-    real = load_file(REFERENCE)[style].float()
-    return torch.cdist(judge(as_batch(images)), real).amin(1).mean().item()
+def clarity(judge: Judge, images: np.ndarray) -> float:
+    """Mean over pictures, uint8 (B, H, W, 3), of how sure the judge is of both the object and the hand that drew it."""
+    logits = judge.logits(as_batch(images))
+    object_, hand = (logits[name].softmax(1).amax(1) for name in ("object", "hand"))
+    return (object_ * hand).mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -2,7 +2,9 @@
 
 The module names are SD's own (LDM), so its weights and its LoRAs carry the names that every SD1.5 tool knows. Attention
 stands at the lower resolution only. It trains at 160 channels; the host's SD1.5 loader wants 320, and
-`host_state_dict` zero-pads. The padding is exact:
+`host_state_dict` zero-pads. Those names count two residual blocks a resolution on the way down and three on the way
+up; here one and two are trained, and the host gets blocks that pass their input on in place of the others. The padding
+is exact:
 
 - GroupNorm: the host's 32 groups hold 10 channels (20 after a skip is concatenated), here 16 groups hold as many.
 - attention: 4 of the host's 8 heads of 40 are used; a head of zeros adds nothing.
@@ -147,6 +149,14 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0))
 
 
+# The blocks that only the host has, and their input channels there; on the way up half of them are a skip's.
+PASSING = {"input_blocks.2.0": 320, "input_blocks.5.0": 320, "output_blocks.0.0": 640, "output_blocks.3.0": 640}
+
+
+def blocks(layers: dict[str, list[nn.Module]]) -> nn.ModuleDict:
+    return nn.ModuleDict({index: nn.ModuleList(block) for index, block in layers.items()})
+
+
 class PocketUNet(nn.Module):
     """epsilon = unet(x, t, context, mask) with x (B, 4, H, W), t (B,), and `Words`' context and mask; H and W even.
 
@@ -158,15 +168,16 @@ class PocketUNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(HOST_WIDTH, 4 * WIDTH), nn.SiLU(), nn.Linear(4 * WIDTH, 4 * WIDTH)
         )
-        self.input_blocks = nn.ModuleList(map(nn.ModuleList, (
-            [nn.Conv2d(4, WIDTH, 3, padding=1)], [ResBlock(WIDTH)], [Downsample()],
-            [ResBlock(WIDTH), SpatialTransformer()],
-        )))  # fmt: skip
+        self.input_blocks = blocks({
+            "0": [nn.Conv2d(4, WIDTH, 3, padding=1)], "1": [ResBlock(WIDTH)], "3": [Downsample()],
+            "4": [ResBlock(WIDTH), SpatialTransformer()],
+        })  # fmt: skip
         self.middle_block = nn.ModuleList([ResBlock(WIDTH), SpatialTransformer(), ResBlock(WIDTH)])
-        self.output_blocks = nn.ModuleList(map(nn.ModuleList, (
-            [ResBlock(2 * WIDTH), SpatialTransformer()], [ResBlock(2 * WIDTH), SpatialTransformer(), Upsample()],
-            [ResBlock(2 * WIDTH)], [ResBlock(2 * WIDTH)],
-        )))  # fmt: skip
+        self.output_blocks = blocks({
+            "1": [ResBlock(2 * WIDTH), SpatialTransformer()],
+            "2": [ResBlock(2 * WIDTH), SpatialTransformer(), Upsample()],
+            "4": [ResBlock(2 * WIDTH)], "5": [ResBlock(2 * WIDTH)],
+        })  # fmt: skip
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1))
 
     def forward(
@@ -186,11 +197,11 @@ class PocketUNet(nn.Module):
             return h
 
         h, skips = x, []
-        for block in self.input_blocks:
+        for block in self.input_blocks.values():
             h = run(block, h)
             skips.append(h)
         h = run(self.middle_block, h)
-        for block in self.output_blocks:
+        for block in self.output_blocks.values():
             h = run(block, torch.cat([h, skips.pop()], dim=1))
         return self.out(h)
 
@@ -253,9 +264,26 @@ def host_shapes() -> dict[str, tuple[tuple[int, ...], tuple[int, int]]]:
     return shapes
 
 
+def passing_blocks() -> dict[str, Tensor]:
+    """Weights of PASSING: a residual branch of zeros, and a shortcut that leaves a concatenated skip out."""
+    weights = {}
+    for block, channels in PASSING.items():
+        shapes = {
+            "in_layers.0": (channels,), "in_layers.2": (HOST_WIDTH, channels, 3, 3),
+            "emb_layers.1": (HOST_WIDTH, 4 * HOST_WIDTH), "out_layers.0": (HOST_WIDTH,),
+            "out_layers.3": (HOST_WIDTH, HOST_WIDTH, 3, 3),
+        }  # fmt: skip
+        weights |= {f"{block}.{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
+        weights |= {f"{block}.{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
+        if channels > HOST_WIDTH:
+            weights[f"{block}.skip_connection.weight"] = torch.eye(HOST_WIDTH, channels)[..., None, None]
+            weights[f"{block}.skip_connection.bias"] = torch.zeros(HOST_WIDTH)
+    return weights
+
+
 def host_state_dict(narrow: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights at the host's width (names without prefix), float32."""
-    padded = {}
+    """The weights at the host's width (names without prefix), float32, and those of the blocks that pass on."""
+    padded = passing_blocks()
     for name, (shape, parts) in host_shapes().items():
         tensor = narrow[name].float()
         for axis in range(min(2, tensor.ndim)):

@@ -73,7 +73,7 @@ def test_one_set_of_targets_fits_both_spellings(pocket):
     adapter.remove()
     assert all(name.endswith(("out_layers.3", "emb_layers.1", "to_out.0")) for name in adapter.names)
     assert "unet.down_blocks.0.resnets.0.conv2" in adapter.vector().modules
-    assert len(adapter.names) == 5 * 2 + 4 * 2
+    assert len(adapter.names) == 8 * 2 + 4 * 2
 
 
 @pytest.mark.bits
@@ -175,7 +175,7 @@ def gradients(model, parameters, inputs):
 def test_checkpointed_blocks_give_the_same_gradients(pocket, names):
     torch.manual_seed(4)
     if names == "LDM":
-        model, inputs, blocks = pocket, pocket_inputs(), 9
+        model, inputs, blocks = pocket, pocket_inputs(), 12
     else:
         model = UNet2DConditionModel(
             block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,

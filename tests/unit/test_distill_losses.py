@@ -230,7 +230,7 @@ def test_a_teacher_that_draws_in_one_step_is_noticed():
         modules[name].weight += vector.delta(name)
     prompts = ["animal", "fruit", "vehicle", "sky"] * 4
     cond = words(words.index([[prompt] for prompt in prompts]))
-    noise = torch.randn(2, 16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 16, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def model(x, t, cond, omega=None, unet=unet):
         return unet(x, t, *cond)

@@ -2,16 +2,19 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from pocket import assemble, autoencoder, unet
 from pocket.data import CAPTIONS, OBJECTS, SIZE, WORDS, caption_words, in_paper
 from pocket.judge import (
     as_batch,
+    clarity,
     diversity,
     frechet_distance,
     jackknife,
@@ -63,12 +66,22 @@ def test_host_weights_keep_every_value():
     torch.manual_seed(0)
     narrow = PocketUNet().state_dict()
     wide = host_state_dict(narrow)
-    assert wide.keys() == narrow.keys()
-    for name, tensor in wide.items():
+    assert wide.keys() == narrow.keys() | unet.passing_blocks().keys()
+    for name, tensor in ((name, wide[name]) for name in narrow):
         torch.testing.assert_close(tensor.double().sum(), narrow[name].double().sum(), rtol=0, atol=1e-6)
         assert tensor.count_nonzero() == narrow[name].count_nonzero()
     assert wide["output_blocks.0.0.in_layers.2.weight"].shape == (320, 640, 3, 3)
     assert wide["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
+
+
+def test_passing_blocks_pass_their_input_on():
+    host, weights = unet.HOST_WIDTH, unet.passing_blocks()
+    x = torch.randn(2, 2 * host, 4, 4)
+    shortcut = F.conv2d(x, weights["output_blocks.3.0.skip_connection.weight"])
+    assert torch.equal(shortcut, x[:, :host])
+    ends = [name for name in weights if ".out_layers.3." in name]
+    assert len(ends) == 2 * len(unet.PASSING)
+    assert not any(weights[name].any() for name in ends)
 
 
 def test_padded_factors_are_the_padded_delta():
@@ -135,6 +148,15 @@ def test_judge_counts_words_it_knows():
     white = np.full((2, SIZE, SIZE, 3), 250, np.uint8)
     assert prompt_accuracy(judge, white, ["", "a big"]) == 1
     assert as_batch(white[:, ::2, ::2]).shape == (2, 3, SIZE, SIZE)
+
+
+def test_clarity_falls_where_a_picture_is_smeared():
+    picture = np.asarray(Image.open(Path(__file__).parents[2] / "workflows" / "inputs" / "pocket_damaged.png"))
+    whole = np.repeat(picture[None, ..., :3], 2, axis=0)
+    whole[:, :, : SIZE // 2] = whole[:, :, : SIZE // 2 - 1 : -1]  # its lost half, mirrored
+    smeared = np.stack([np.roll(whole[0], shift, axis=1) for shift in range(0, 48, 4)]).mean(0).astype(np.uint8)
+    judge = load_judge()
+    assert clarity(judge, whole) > 1.5 * clarity(judge, smeared[None])
 
 
 def test_kernel_distance_is_unbiased_and_tells_sets_apart():
