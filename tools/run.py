@@ -59,6 +59,8 @@ def parse_arguments() -> argparse.Namespace:
             help="more arguments for ComfyUI's main.py, in one string; with --comfyui they also replace the --cpu that "
             "is added where torch finds no GPU",
         )
+        if name == "demo":
+            command.add_argument("--prompts", type=int, choices=range(1, 7), default=4, help="columns (default 4)")
         if name == "serve":
             command.add_argument("--port", type=int, help="the port on 127.0.0.1 (default: a free one)")
     arguments, rest = parser.parse_known_args()
@@ -145,7 +147,7 @@ def main() -> None:
     }
     if arguments.command == "test":
         test(arguments.pytest, host)
-    replace_by([python, str(ROOT / "tools" / "demo.py")], host)
+    replace_by([python, str(ROOT / "tools" / "demo.py")], host | {"LCM_DEMO_PROMPTS": str(arguments.prompts)})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ def distil_your_own() -> Template:
         latent_image=many, seed=1, steps=12, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
     )  # fmt: skip
     learnt = graph.add(
-        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, steps=60, seed=1,
-        learning_rate=1e-3, rank=32, omega_min=0.25, omega_max=1.0, links=8, preview_every=20,
-        state_prefix="lcm_training/pocket",
+        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, steps=40, seed=1,
+        batch_size=2, learning_rate=1e-3, rank=32, omega_min=1.0, omega_max=2.0, links=8,
+        preview_every=20, state_prefix="lcm_training/pocket",
     )  # fmt: skip
     report = graph.add("PreviewAny", "What was learnt", source=learnt[2])
     loss = graph.add("PreviewImage", "Loss", images=learnt[1])
@@ -35,7 +35,7 @@ def distil_your_own() -> Template:
     note = """## Distil an LCM-LoRA, and use it
 
 **Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws 8 pictures, and
-60 steps of latent consistency distillation teach a LoRA to reach its results from anywhere on the way to them. With
+40 steps of latent consistency distillation teach a LoRA to reach its results from anywhere on the way to them. With
 one seed you see two steps without and with it. It takes a minute on a CPU, and only animals were taught.
 
 The training's state is kept in output/lcm_training: raise steps and run again, and it goes on. The LoRA is saved into
