@@ -16,10 +16,10 @@ def test_node_equals_lcm_core(workflow, host):
     graph = workflow("lcm_lora_txt2img")
     pictures = np.stack(host.images(host.queue(graph)))
 
-    sampler, prompt = graph["6"]["inputs"], graph["3"]["inputs"]["text"]
+    sampler, prompt, latent = graph["6"]["inputs"], graph["3"]["inputs"]["text"], graph["5"]["inputs"]
     unet, words = teacher.load_teacher()
     unet = merged(unet, LoRAVector.load(lcm.WEIGHTS))
-    shape = (graph["5"]["inputs"]["batch_size"], 4, 8, 8)
+    shape = (latent["batch_size"], 4, latent["height"] // 8, latent["width"] // 8)
     timesteps = lcm_timesteps(sampler["steps"])
     predict = denoiser(unet, words, [prompt] * shape[0], 1.0)
     z = multistep_sample(

@@ -201,14 +201,16 @@ def test_a_file_made_meanwhile_is_kept_without_force(file, capsys, monkeypatch):
 
 def test_help_needs_no_torch():
     code = "import sys, lcm_core.cli.program; sys.modules['torch'] = None; lcm_core.cli.main(sys.argv[1:])"
-    for command in ((), ("resize",), ("extract",), ("inspect",), ("convert",), ("distill",)):
+    for command in ((), ("resize",), ("extract",), ("inspect",), ("convert",)):
         arguments = [sys.executable, "-c", code, *command, "--help"]
         done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.startswith(" ".join(("usage: lcm-lora", *command)))
         assert done.stderr == ""
-    # merge reads its options from the methods themselves.
-    done = subprocess.run([sys.executable, "-c", code, "merge", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr == "lcm-lora merge: error: torch is not installed; run pip install 'lcm-lora[cli]'\n"
+    # merge reads its options from the methods themselves, distill from the objectives.
+    for command in ("merge", "distill"):
+        arguments = [sys.executable, "-c", code, command, "--help"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr == f"lcm-lora {command}: error: torch is not installed; run pip install 'lcm-lora[cli]'\n"
     code = "import sys, lcm_core.cli.program; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n"
