@@ -29,7 +29,7 @@ def test_ksampler_follows_a_schedule(facts):
 
 
 def test_a_path_beside_the_layers_is_the_same(facts):
-    assert facts["stages"]["beside"] < 1e-5 * facts["stages"]["LCM Sampler"]["size"]
+    assert facts["stages"]["beside"] < 1e-4 * facts["stages"]["LCM Sampler"]["size"]
 
 
 @pytest.mark.parametrize("layer", ["linear", "rows", "columns", "halves", "conv", "conv rows", "conv 3d"])
