@@ -13,9 +13,10 @@ from tools.host_process import clean_environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def report_of(module: str, folder: str, timeout: float = 1200) -> dict[str, Any]:
-    """FOLDER/report.json after `python -m tests.host.MODULE COMFYUI FOLDER` in the host's Python."""
+def report_of(module: str, folder: str, *arguments: str, timeout: float = 1200) -> dict[str, Any]:
+    """FOLDER/report.json after `python -m tests.host.MODULE COMFYUI FOLDER ARGUMENT …` in the host's Python."""
     command = [os.environ["LCM_HOST_PYTHON"], "-m", f"tests.host.{module}", os.environ["LCM_HOST_DIR"], folder]
+    command += arguments
     run = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=timeout)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
