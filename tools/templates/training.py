@@ -48,8 +48,8 @@ original_steps 50, batch_size 4 or more, and thousands of steps: a GPU's work of
     return Template(
         "distil_your_own", graph, [(note, 3), (own, 2)],
         [[("Model: the teacher", [base]), ("Prompt", texts), ("Picture", [four, many])],
-         [("Sampling: before", [samplers[0]])],
-         [("LoRA vectors: distil", [learnt]), ("Picture: the data", [data])],
+         [("Sampling: before", [samplers[0]]), ("Picture: the data", [data])],
+         [("LoRA vectors: distil", [learnt])],
          [("LoRA vectors: what was learnt", [report, loss, saved]), ("Model: θ + τ", [fast])],
          [("Sampling: after", [samplers[1]])],
          [("Result", [*pictures, before, after])]],
