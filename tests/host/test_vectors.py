@@ -190,7 +190,7 @@ def test_an_expression_names_files_in_several_ways_and_sees_them_change(facts):
     total, style, b = found["report"].splitlines()
     assert total.startswith("0.8*style + 1*lcm: ") and "rank 40" in total
     assert style.startswith("style: ") and "rank 8" in style
-    assert b.startswith("b: ") and "rank 64" in b
+    assert b.startswith("b: ") and "rank 32" in b
 
 
 def test_an_interrupt_stops_a_combination_and_leaves_nothing(facts):

@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 import time
