@@ -47,11 +47,11 @@ for each (Conditioning Combine, in the same order). Then rank 64, links 50, lear
 original_steps 50, batch_size 4 or more, and thousands of steps: a GPU's work of hours."""
     return Template(
         "distil_your_own", graph, [(note, 3), (own, 2)],
-        [[("Model: the teacher", [base]), ("Prompt", texts), ("Picture", [four, many])],
-         [("Sampling: before", [samplers[0]]), ("Picture: the data", [data])],
+        [[("Model: the teacher", [base]), ("Prompt", texts), ("Picture: the data", [data])],
+         [("Sampling: before", [samplers[0]]), ("Picture: of the data", [many])],
          [("LoRA vectors: distil", [learnt])],
          [("LoRA vectors: what was learnt", [report, loss, saved]), ("Model: θ + τ", [fast])],
-         [("Sampling: after", [samplers[1]])],
+         [("Sampling: after", [samplers[1]]), ("Picture", [four])],
          [("Result", [*pictures, before, after])]],
         trains=True,
     )  # fmt: skip
