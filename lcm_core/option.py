@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from .text import listed, quoted
 
@@ -63,6 +63,30 @@ class Option:
         if self.maximum is None:
             return f"{'above' if self.above else 'at least'} {self.minimum:g}"
         return f"in {'(' if self.above else '['}{self.minimum:g}, {self.maximum:g}]"
+
+
+class Optioned(Protocol):
+    """What is registered with its options: a Method, an Objective."""
+
+    @property
+    def options(self) -> Mapping[str, Option]: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
+
+
+def about_of(function: Callable) -> str:
+    """What a function is: its docstring's first paragraph, in one line."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+
+
+def options_among(registered: Mapping[str, Optioned]) -> Known:
+    """Name -> (option, default) of the options of all that is registered, in the order of their places."""
+    return in_place({key: (option, o.defaults[key]) for o in registered.values() for key, option in o.options.items()})
+
+
+def having(registered: Mapping[str, Optioned], option: str) -> list[str]:
+    """The names of what is registered that have an option."""
+    return [name for name, o in registered.items() if option in o.options]
 
 
 def options_of(name: str, function: Callable, known: Known) -> Known:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..option import Known, Option, in_place, options_of, resolved
+from ..option import Known, Option, about_of, having, options_among, options_of, resolved
 from .losses import Problem
 
 Loss = Callable[..., Tensor]  # (problem, **options) -> a scalar
@@ -53,7 +52,7 @@ def objective(*, teacher: bool = True, gamma: float | None = 1.0) -> Callable[[L
         if name in OBJECTIVES:
             raise ValueError(f"an objective {name} is there already; give the new one another name")
         options = options_of(name, loss, all_options())
-        about = " ".join((inspect.getdoc(loss) or "").split("\n\n")[0].split())
+        about = about_of(loss)
         OBJECTIVES[name] = Objective(
             name, about, teacher, gamma, {key: option for key, (option, _) in options.items()},
             {key: default for key, (_, default) in options.items()}, loss,
@@ -65,9 +64,9 @@ def objective(*, teacher: bool = True, gamma: float | None = 1.0) -> Callable[[L
 
 def all_options() -> Known:
     """Name -> (option, default) of every objective's options, in the order of their places."""
-    return in_place({key: (option, o.defaults[key]) for o in OBJECTIVES.values() for key, option in o.options.items()})
+    return options_among(OBJECTIVES)
 
 
 def users_of(option: str) -> list[str]:
     """The names of the objectives that have an option."""
-    return [name for name, o in OBJECTIVES.items() if option in o.options]
+    return having(OBJECTIVES, option)

@@ -6,12 +6,11 @@ first paragraph and its keyword-only parameters, each annotated with an `Option`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..option import Known, Option, in_place, options_of, resolved
+from ..option import Known, Option, about_of, having, options_among, options_of, resolved
 from .terms import Merge
 from .vector import LoRAVector
 
@@ -65,7 +64,7 @@ def method(vectors: int | None = None, removes: bool = False) -> Callable[[Prepa
         if name in METHODS:
             raise ValueError(f"a method {name} is there already; give the new one another name")
         options = options_of(name, prepare, all_options())
-        about = " ".join((inspect.getdoc(prepare) or "").split("\n\n")[0].split())
+        about = about_of(prepare)
         defaults = {key: default for key, (_, default) in options.items()}
         METHODS[name] = Method(
             name, about, vectors, {key: option for key, (option, _) in options.items()}, defaults, prepare, removes
@@ -77,9 +76,9 @@ def method(vectors: int | None = None, removes: bool = False) -> Callable[[Prepa
 
 def all_options() -> Known:
     """Name -> (option, default) of every method's options, in the order of their places."""
-    return in_place({name: (option, m.defaults[name]) for m in METHODS.values() for name, option in m.options.items()})
+    return options_among(METHODS)
 
 
 def users_of(option: str) -> list[str]:
     """The names of the methods that have an option."""
-    return [name for name, m in METHODS.items() if option in m.options]
+    return having(METHODS, option)
