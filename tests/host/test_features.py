@@ -1,22 +1,18 @@
 """What the sampling nodes promise and only the host's process shows: evaluations, noise, masks, streams, previews."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.host.report import facts_of
 
 SCRIPT = Path(__file__).with_name("features.py")
 
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, str(SCRIPT))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 SCRIPT = Path(__file__).with_name("flow_training.py")
 NETWORKS = ("Stable Diffusion 3", "Flux.1", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1 T2V")
@@ -17,11 +15,7 @@ NETWORKS = ("Stable Diffusion 3", "Flux.1", "Lumina 2", "Z-Image", "Qwen-Image",
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr[-4000:])
-    assert done.returncode == 0
-    return json.loads(done.stdout.splitlines()[-1])
+    return facts_of(base, str(SCRIPT))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,21 +1,17 @@
 """LoRA Vector to Hooks inside the host: strengths over the steps, parts of a picture, every kind of LoRA, refusals."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 SCRIPT = Path(__file__).with_name("hooks.py")
 
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, str(SCRIPT))
 
 
 @pytest.mark.parametrize("sampler", ["LCM Sampler", "euler", "LCM Sampler Select"])

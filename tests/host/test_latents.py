@@ -1,20 +1,14 @@
 """Latents that are not one whole picture's: in stages, masked, nested, of another scale; models that sample so."""
 
-import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.latents", os.environ["LCM_HOST_DIR"], str(base)]
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, "-m", "tests.host.latents")
 
 
 MASKED = ["mask 1.0", "mask 0.3", "mask 0.0"]

@@ -1,11 +1,9 @@
 """Acceleration LoRAs from the file to the picture: recipes found, followed, contradicted and recorded."""
 
-import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 HYPER, WAN = "Hyper-SD15-4steps-lora", "Wan2.1-T2V-14B-lightx2v-cfg-step-distill-lora"
 QWEN = "Qwen-Image-Lightning-8steps-V1.1"
@@ -33,11 +31,7 @@ FORMER = {
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.accelerators", os.environ["LCM_HOST_DIR"], str(base)]
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, "-m", "tests.host.accelerators")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,11 +1,10 @@
 """Templates of large models on shrunken networks: what auto makes of their files is what core's nodes make by hand."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # Template -> recipes of its LoRAs, evaluations of its samplers, levels, the pictures' shape, the videos' frame rates.
@@ -21,10 +20,7 @@ TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], "-m", "tests.host.templates", os.environ["LCM_HOST_DIR"], str(base)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, "-m", "tests.host.templates")
 
 
 def test_every_template_of_a_large_model_ran(facts):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.host.report import facts_of
 
 SCRIPT = Path(__file__).with_name("training.py")
 
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr[-4000:])
-    assert done.returncode == 0
-    return json.loads(done.stdout.splitlines()[-1])
+    return facts_of(base, str(SCRIPT))
 
 
 def test_the_network_is_called_as_the_host_calls_it(facts):

@@ -1,8 +1,6 @@
 """The nodes for LoRA vectors: lcm_core's numbers, metadata that lasts, core's nodes, pictures, interrupts."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lcm_core.lora import METHODS
+from tests.host.report import facts_of
 from tools.comfy_client import PromptError, cached_nodes
 
 SCRIPT = Path(__file__).with_name("vectors.py")
@@ -18,10 +17,7 @@ EXPRESSION, PARENTS = "lcm_lora.expression", "lcm_lora.parents"
 
 @pytest.fixture(scope="module")
 def facts(base):
-    command = [os.environ["LCM_HOST_PYTHON"], str(SCRIPT), os.environ["LCM_HOST_DIR"], str(base)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return facts_of(base, str(SCRIPT))
 
 
 def parents(facts, metadata):
