@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tiny_tokenizer import WORDS, tokenizer_of_letters
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from lcm_core import cli
 from lcm_core.accelerators import read_sampling
@@ -24,14 +25,9 @@ def checkpoint(tmp_path_factory):
     """A folder in diffusers' layout: latents of 8 pixels' width, words of one letter."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in "abcdefgh")]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<|endoftext|>", model_max_length=8
-    )
+    tokenizer = tokenizer_of_letters(folder, 8)
     text = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     unet = UNet2DConditionModel(

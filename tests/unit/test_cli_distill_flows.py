@@ -14,12 +14,12 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from PIL import Image
+from tiny_tokenizer import WORDS, tokenizer_of_letters
 from tiny_transformers import NETWORKS
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
 )
@@ -38,14 +38,9 @@ def checkpoints(tmp_path_factory):
     """name -> a folder in diffusers' layout: latents of 8 pixels' width, words of one letter."""
     folder = tmp_path_factory.mktemp("flows")
     torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in "abcdefgh")]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<|endoftext|>", model_max_length=77
-    )
+    tokenizer = tokenizer_of_letters(folder, 77)
     text = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=6, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(WORDS), hidden_size=6, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=5,
     )  # fmt: skip
 
@@ -56,7 +51,7 @@ def checkpoints(tmp_path_factory):
         )  # fmt: skip
 
     def t5(width):
-        return T5Config(vocab_size=len(words), d_model=width, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
+        return T5Config(vocab_size=len(WORDS), d_model=width, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
 
     sd3 = {**NETWORKS["Stable Diffusion 3"][2], "sample_size": 8, "pos_embed_max_size": 8, "patch_size": 2}
     StableDiffusion3Pipeline(
