@@ -1,41 +1,41 @@
 """Latent consistency distillation: what is trained in a model, the objectives, the trainer, and its data."""
 
-from ..solvers import ddim, dpmpp_2s, heun
-from .adapters import FLOW_TARGETS, LCM_TARGETS, FullWeights, LoRAAdapter, checkpointed, inject_lora
-from .config import DistillConfig
-from .data import Examples, sample_latents
-from .distances import cauchy, huber, huber_norm
-from .losses import Draw, Problem, draw_sigmas, draw_timesteps
-from .objective import Objective
-from .objectives import OBJECTIVES
-from .objectives.lcd import lcd_loss
-from .objectives.lcf import lcf_loss
-from .trainer import Progress, distill
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "FLOW_TARGETS",
-    "LCM_TARGETS",
-    "OBJECTIVES",
-    "DistillConfig",
-    "Draw",
-    "Examples",
-    "FullWeights",
-    "LoRAAdapter",
-    "Objective",
-    "Problem",
-    "Progress",
-    "cauchy",
-    "checkpointed",
-    "ddim",
-    "distill",
-    "dpmpp_2s",
-    "draw_sigmas",
-    "draw_timesteps",
-    "heun",
-    "huber",
-    "huber_norm",
-    "inject_lora",
-    "lcd_loss",
-    "lcf_loss",
-    "sample_latents",
-]
+# Imported when first used: a host that only lists the objectives and their options waits for no trainer.
+_HOME = {
+    "FLOW_TARGETS": "adapters",
+    "LCM_TARGETS": "adapters",
+    "OBJECTIVES": "objectives",
+    "DistillConfig": "config",
+    "Draw": "losses",
+    "Examples": "data",
+    "FullWeights": "adapters",
+    "LoRAAdapter": "adapters",
+    "Objective": "objective",
+    "Problem": "losses",
+    "Progress": "trainer",
+    "cauchy": "distances",
+    "checkpointed": "adapters",
+    "ddim": ".solvers",
+    "distill": "trainer",
+    "dpmpp_2s": ".solvers",
+    "draw_sigmas": "losses",
+    "draw_timesteps": "losses",
+    "heun": ".solvers",
+    "huber": "distances",
+    "huber_norm": "distances",
+    "inject_lora": "adapters",
+    "lcd_loss": "objectives.lcd",
+    "lcf_loss": "objectives.lcf",
+    "sample_latents": "data",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

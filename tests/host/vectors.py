@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -103,7 +104,8 @@ def message(act: Callable[[], object]) -> str:
 
 def imports(bench: Bench) -> Facts:
     """What starting the host with the pack has imported of what is only imported when it is used."""
-    return {"slow": [name for name in bench.loaded if name in ("matplotlib", "accelerate", "diffusers")]}
+    slow = re.compile(r"^(matplotlib|accelerate|diffusers)$|lcm_core\.distill\.(adapters|data|identity|state|trainer)$")
+    return {"slow": [name for name in bench.loaded if slow.search(name)]}
 
 
 def equal(bench: Bench) -> Facts:
