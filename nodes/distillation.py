@@ -48,7 +48,6 @@ def train(settings: dict, model, positive, latents, negative=None, **config):
     from .host import training
 
     given = {name: values[0] for name, values in settings.items()}
-    plotting.check_matplotlib()
     precision = given["precision"]
     config |= {name: given[name] for name in ("steps", "learning_rate", "seed", "save_every")}
     vector, losses, report = training.learn(

@@ -181,7 +181,7 @@ class Compare(io.ComfyNode):
             display_name="Compare LoRA Vectors",
             category=CATEGORY,
             description="A picture of two to four vectors: the norm ‖τ‖ of each in every block, and for each pair the "
-            "cosine ⟨τ₁, τ₂⟩ / (‖τ₁‖·‖τ₂‖), near 0 where adding one leaves the other alone. Needs matplotlib.",
+            "cosine ⟨τ₁, τ₂⟩ / (‖τ₁‖·‖τ₂‖), near 0 where adding one leaves the other alone.",
             inputs=[
                 vector_input("a", "The first vector."),
                 vector_input("b", "The second vector."),
@@ -195,7 +195,6 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, a, b, c=None, d=None, names=""):
-        plotting.check_matplotlib()
         loras = {name: lora for name, lora in zip("abcd", (a, b, c, d), strict=True) if lora is not None}
         given = [name.strip() for name in names.split(",")] if names.strip() else list(loras)
         if len(set(given)) != len(loras) or len(given) != len(loras):

@@ -204,8 +204,13 @@ def test_a_comparison_is_a_legible_picture_and_a_text(facts):
     lines = found["report"].splitlines()
     assert lines[0].startswith("$style$: ") and "rank 8" in lines[0]
     assert [line.rpartition(" ")[2] for line in lines[3:5]] == found["cosines"]
-    assert "pip install matplotlib" in found["missing"]
     assert "names 'one' are 1 for 2 vectors" in found["names"]
+
+
+def test_a_falling_loss_is_drawn_as_a_falling_curve(facts):
+    first, last = facts["curves"]["falls"]
+    assert first < 0.6 and last > 0.85
+    assert facts["curves"]["odd"] == [[1, 432, 768, 3]] * 4
 
 
 def test_a_sweep_gives_all_pairs_row_by_row(facts):

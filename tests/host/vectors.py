@@ -380,13 +380,8 @@ def interrupts(bench: Bench) -> Facts:
 
 
 def pictures(bench: Bench) -> Facts:
-    """A comparison's picture and text, and what is said where matplotlib is missing."""
+    """A comparison's picture and text."""
     mix = bench.run("LCMLoRA_Arithmetic", a=bench.a, b=bench.b)[0]
-    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "matplotlib"}
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]
-    missing = message(lambda: bench.run("LCMLoRA_Compare", a=bench.a, b=bench.b))
-    del sys.modules["matplotlib"]
-    sys.modules.update(hidden)
     image, report = bench.run("LCMLoRA_Compare", a=bench.a, b=bench.b, d=mix, names="$style$, LCM, their sum")
     cosines = [bench.style.cosine(bench.lcm), bench.style.cosine(0.8 * bench.style + bench.lcm)]
     return {
@@ -396,8 +391,21 @@ def pictures(bench: Bench) -> Facts:
         "report": report,
         "cosines": [f"{cosine:.4f}" for cosine in cosines],
         "blocks": list(block_cosines(bench.style, bench.lcm)),
-        "missing": missing,
         "names": message(lambda: bench.run("LCMLoRA_Compare", a=bench.a, b=bench.b, names="one")),
+    }
+
+
+def curves(bench: Bench) -> Facts:
+    """Where loss curves are drawn: the height of the ink in the left and the right quarter, 0 at the top; of one loss,
+    losses that are all the same, and some that are 0, the picture's shape."""
+    draw = bench.host.pack.nodes.plotting.loss_curve
+    page = draw([1 / (step + 1) for step in range(200)])[0]
+    blue = ((page[:, :, 2] - page[:, :, 0]) > 0.2)[60:360, 100:740].double()  # the plot without its title and labels
+    heights = torch.arange(len(blue)).double() / len(blue)
+    quarters = (blue[:, :160].sum(1), blue[:, -160:].sum(1))
+    return {
+        "falls": [float((heights * ink).sum() / ink.sum()) for ink in quarters],
+        "odd": [list(draw(losses).shape) for losses in ([0.3], [0.2] * 50, [0.0, 0.0], [0.5, 0.0, 0.2])],
     }
 
 
@@ -473,7 +481,7 @@ def refused(bench: Bench) -> Facts:
 
 CHECKS = (
     *(imports, equal, extraction, records, widgets, growing, saving, in_core, stored, interrupts),
-    *(pictures, sweeps, refused, expressions),
+    *(pictures, curves, sweeps, refused, expressions),
 )
 
 if __name__ == "__main__":
