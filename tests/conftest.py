@@ -19,6 +19,13 @@ from tools.templates.common import LCM
 SETTINGS = ("LCM_HOST_DIR", "LCM_HOST_PYTHON", "LCM_HOST_BASE")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the session's host runs in one process."""
+    for item in items:
+        if "host" in getattr(item, "fixturenames", ()):
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def base() -> Path:
     """The host's base directory."""

@@ -30,6 +30,11 @@ from setup_env import (
     venv_python,
 )
 
+# Files side by side, but what shares one host or measures the machine; each process on one core.
+SIDE_BY_SIDE = ["-m", "not alone", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+NOTHING_RAN = 5  # pytest's exit status where the arguments leave no test
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +101,8 @@ def check(title: str, command: list[str]) -> None:
 
 
 def test(arguments: list[str], host: dict[str, str]) -> NoReturn:
-    if not any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
+    whole = not any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
+    if whole:
         arguments = [*arguments, "tests/unit", "tests/host", "tests/browser"]
     if any("tests/browser" in argument for argument in arguments):
         ensure_chromium()
@@ -104,6 +110,14 @@ def test(arguments: list[str], host: dict[str, str]) -> NoReturn:
     check("ruff check .", [python, "-m", "ruff", "check", "."])
     check("mypy lcm_core", [python, "-m", "mypy"])
     command = [python, "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *arguments]
+    if whole and not any(argument.startswith("-m") for argument in arguments):
+        codes = []
+        for parts, threads in ((SIDE_BY_SIDE, ONE_THREAD), (["-m", "alone"], {})):
+            print(f"- pytest {' '.join([*command[3:], *parts])}", flush=True)
+            run = subprocess.run([*command, *parts], cwd=ROOT, env=clean_environment() | host | threads)
+            codes.append(run.returncode)
+        failed = [code for code in codes if code not in (0, NOTHING_RAN)]
+        raise SystemExit(failed[0] if failed else min(codes))
     print(f"- pytest {' '.join(command[3:])}", flush=True)
     replace_by(command, host)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,15 +37,16 @@ def sampler_ids(graph: Graph) -> list[str]:
 def sample(host: Client) -> Callable[[Graph], list[np.ndarray]]:
     """sample(graph): the pictures of a run in which every sampler really ran.
 
-    The server keeps the outputs of the last run only, so a run with other seeds in between makes it sample again.
+    The server keeps the outputs of the last run only, so a run of another graph in between makes it sample again.
     """
+    other = {
+        "image": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "preview": {"class_type": "PreviewImage", "inputs": {"images": ["image", 0]}},
+    }
 
     def run(graph: Graph) -> list[np.ndarray]:
         samplers = sampler_ids(graph)
         assert samplers, "the graph has no sampler"
-        other = copy.deepcopy(graph)
-        for key in samplers:
-            other[key]["inputs"]["seed"] += 1
         host.queue(other)
         entry = host.queue(graph)
         assert not cached_nodes(entry) & set(samplers)

@@ -5,6 +5,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.alone
 SCRIPT = Path(__file__).with_name("hostile.py")
 
 

@@ -159,6 +159,7 @@ def host_arguments(base: Path) -> list[str]:
     return ["--cpu", "--base-directory", str(base), "--disable-api-nodes"]
 
 
+@pytest.mark.alone
 def test_fleet_loses_and_doubles_nothing_when_a_host_is_killed(base, tmp_path, monkeypatch):
     """40 prompts on 2 hosts; one host is killed after 10 pictures; each picture equals a single host's, bit for bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in every host: another number of threads may round differently

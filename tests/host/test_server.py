@@ -126,18 +126,13 @@ def test_templates_fit_the_nodes(host):
 
 
 @pytest.mark.parametrize("template", [t for t in TEMPLATES if not t.network], ids=lambda template: template.name)
-def test_workflow_twice_gives_the_same_pictures_and_the_stored_ones(template, sample, workflow, stand_in, request):
-    """A training's losses twice over are test_training's."""
+def test_workflow_gives_the_stored_pictures(template, sample, workflow, stand_in, request):
     graph, name = with_stand_ins(workflow(template.name), template.stand_ins), template.name
-    first = sample(graph)
-    second = first if template.trains else sample(graph)
-    assert first
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one, other)
-    stored, found = PICTURES / f"{name}.png", sheet(first)
+    pictures = sample(graph)
+    assert pictures
+    stored, found = PICTURES / f"{name}.png", sheet(pictures)
     if template.trains:
-        check_training(first)
+        check_training(pictures)
     if request.config.getoption("--store-pictures"):
         PICTURES.mkdir(exist_ok=True)
         Image.fromarray(found).save(stored)
