@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import mimetypes
 import urllib.parse
@@ -11,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, TimeoutError
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page
 
 PROBE = Path(__file__).with_name("probe.js")
 SETTINGS = {
@@ -74,6 +73,7 @@ class FrontEnd:
         urllib.request.urlopen(request, timeout=60).close()
 
     def load(self) -> None:
+        """Open the page as in a new browser: on the front end's default graph."""
         self.page.goto(self.url)
         self.page.wait_for_function("probe.ready()")
         self.ask("probe.still()")
@@ -232,12 +232,9 @@ class FrontEnd:
     def add_by_search(self, words: str) -> None:
         """Double-click the canvas, search a node and add it to an empty graph."""
         self.ask("app.graph.clear()")
+        self.ask("probe.still()")  # as long as the old nodes are drawn, a click meets them
+        self.page.locator("#graph-canvas").dblclick(position={"x": 1000, "y": 600})
         search = self.page.locator(".comfy-vue-node-search-box input")
-        for _ in range(5):  # the first click after other work may only bring the focus back to the canvas
-            self.page.mouse.dblclick(1000, 600)
-            with contextlib.suppress(TimeoutError):
-                search.wait_for(timeout=3_000)
-                break
         search.fill(words)
         self.page.locator(".comfy-vue-node-search-box .option-container").filter(has_text=words).first.click()
         self.page.wait_for_function("app.graph.nodes.length === 1")

@@ -1,4 +1,10 @@
 // What the tests ask of the front end's page: where things are drawn, what is wrong with the graph and its drawing.
+if (window === top) {
+  // What was open is not restored: the dialog about a template's missing models would come back with it and lie above
+  // the canvas.
+  localStorage.clear()
+  sessionStorage.clear()
+}
 localStorage.setItem('vueNodesBannerDismissed', 'true') // the banner about Nodes 2.0, as if closed before
 
 window.probe = {
