@@ -306,7 +306,8 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
 
     schedule, prediction = noise_process(model)
     samples = separate(model, latents)
-    entries = pair([entry for conditioning in positive for entry in conditioning], len(samples))
+    prompts = [entry for conditioning in positive for entry in conditioning]
+    entries = pair(prompts, len(samples))
     flow = isinstance(schedule, FlowSchedule)
     with trainable(model) as network, norms_on_copies(network) if flow else nullcontext():
         given, device = conditions(model, entries, negative, samples[0]), model.load_device
@@ -345,6 +346,7 @@ def learn(model, latents, positive, negative, config, rank: int, batch_size: int
     vector = LoRAVector({name: type(f)(f.down.cpu(), f.up.cpu(), f.alpha) for name, f in vector.modules.items()})
     tenth = max(1, len(losses) // 10)
     report = [f"{len(vector)} modules, rank {vector.rank}, {vector.parameters:,} parameters; {config.steps} steps"]
+    report += [f"{len(samples)} latents, {len(prompts)} prompt{'s' * (len(prompts) != 1)}"]
     report += [f"resumed after step {first}"] if first else []
     start, end = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
     report += [f"mean loss of the first {tenth} steps {start:.4g}, of the last {end:.4g}"]
