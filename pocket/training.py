@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lcm_core.distill.trainer import average_gradients
+from lcm_core.distill.processes import average_gradients
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AUTOCAST = torch.bfloat16 if DEVICE.type == "cuda" else None

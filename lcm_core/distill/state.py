@@ -9,6 +9,7 @@ steps done, which is that of the losses.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ..text import listed, shortened
 from .config import DistillConfig
 from .identity import all_settings, digest_of, fingerprint, fixed_settings
 
+log = logging.getLogger(__name__)
+
 KEY = "lcm_lora.distill"
 CHECKSUM = "lcm_lora.distill.sha256"
 
@@ -35,10 +38,39 @@ class Training:
     identity: Mapping[str, str]
     names: Sequence[str]
     parameters: Sequence[Tensor]
-    average: Sequence[Tensor] | None
+    average: list[Tensor] | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     losses: list[float]
+
+
+class StateFile:
+    """The state of a training in a file, or in none: read when it is made, and written by one process."""
+
+    def __init__(self, path: Path | None, config: DistillConfig, training: Training, *, writes: bool):
+        self.path, self.config, self.training, self.writes = path, config, training, writes
+        if path is not None and path.exists():
+            load_state(path, config, training)
+        self.saved = len(training.losses)
+
+    def save_if_due(self) -> str | None:
+        """`save` every `save_every` steps and after the last."""
+        done = len(self.training.losses)
+        due = done % self.config.save_every == 0 or done == self.config.steps
+        return self.save() if due else None
+
+    def save(self) -> str | None:
+        """Write the state unless it is there; returns, and logs, why it could not be written."""
+        done = len(self.training.losses)
+        if self.path is None or not self.writes or done == self.saved:
+            return None
+        self.saved = done
+        try:
+            save_state(self.path, self.config, self.training)
+        except OSError as error:
+            log.warning("%s", error)
+            return str(error)
+        return None
 
 
 def save_state(path: Path, config: DistillConfig, training: Training) -> None:

@@ -19,8 +19,8 @@ from tiny_training import CONFIG, KINDS, SCHEDULE, Tiny, batches, tiny, train
 from torch import nn
 
 from lcm_core.distill import DistillConfig, distill, inject_lora
+from lcm_core.distill.optimizers import make_optimizer
 from lcm_core.distill.state import read_losses
-from lcm_core.distill.trainer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
