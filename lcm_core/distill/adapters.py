@@ -46,8 +46,8 @@ class LoRAAdapter(nn.Module):
     The model keeps its own weights and names. It is hooked, not changed: `using(None)` gives back the model without
     adapter, so a teacher and its student share one copy of the weights, and `remove()` ends it. The parameters are
     `down[i]` (rank, in, ...), float32 and Kaiming-uniform, drawn on the CPU whatever the device, and `up[i]`
-    (out, rank, ...), zero, for the module `names[i]`. `average` is None, or the average that `distill` keeps of them as
-    its target.
+    (out, rank, ...), zero, for the module `names[i]`. `distill` keeps averages of them there: `target`, of the
+    target's, and `average`, which is the result, or None.
     """
 
     def __init__(
@@ -65,9 +65,14 @@ class LoRAAdapter(nn.Module):
             self.down.append(nn.Parameter(down.to(weight.device)))
             up = torch.zeros(weight.shape[0], rank, *[1] * (weight.ndim - 2), device=weight.device)
             self.up.append(nn.Parameter(up))
+        self.target: list[Tensor] | None = None
         self.average: list[Tensor] | None = None
         self._active: Sequence[Tensor] | None = list(self.parameters())
         self._hooks = [site.register_forward_hook(partial(self._add, i)) for i, site in enumerate(sites.values())]
+
+    def frozen(self) -> dict[str, Tensor]:
+        """What is not trained: the network's parameters and buffers."""
+        return self._frozen()
 
     def _add(self, i: int, site: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         if self._active is None:
@@ -98,7 +103,7 @@ class LoRAAdapter(nn.Module):
         return {
             "rank": ", ".join(map(str, ranks)),
             "alpha": ", ".join(f"{alpha:g}" for alpha in sorted(set(self.alphas))),
-            "network": fingerprint(self._frozen()),
+            "network": fingerprint(self.frozen()),
         }
 
     def remove(self) -> None:
@@ -118,13 +123,14 @@ class FullWeights(nn.Module):
     """All weights of a module, trained in place: a full LCM, which may take its ω as an input (`cond_proj`).
 
     A frozen copy of the weights as they were is the teacher's, so `using(None)` gives the model before training.
-    `average` is None, or the average that `distill` keeps of the weights as its target.
+    `distill` keeps averages of them there, or None: `target`, of the target's, and `average`, which is the result.
     """
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module.requires_grad_(True)
         self.names = tuple(name for name, _ in module.named_parameters())
+        self.target: list[Tensor] | None = None
         self.average: list[Tensor] | None = None
         self._teacher = [p.detach().clone() for p in module.parameters()]
         slots = defaultdict(list)
@@ -151,7 +157,11 @@ class FullWeights(nn.Module):
     @cached_property
     def identity(self) -> dict[str, str]:
         """What a state of its training must share: the fingerprint of the network before training."""
-        return {"network": fingerprint(_tensors(self.module) | dict(zip(self.names, self._teacher, strict=True)))}
+        return {"network": fingerprint(self.frozen())}
+
+    def frozen(self) -> dict[str, Tensor]:
+        """What is not trained: the teacher's weights and the module's buffers."""
+        return _tensors(self.module) | dict(zip(self.names, self._teacher, strict=True))
 
     def weights(self) -> dict[str, Tensor]:
         """What was learned, the average if there is one, by the module's own parameter names."""
@@ -197,14 +207,10 @@ def inject_lora(
     return LoRAAdapter(module, sites, [min(rank, limit) for limit in limits.values()], alpha)
 
 
-@contextmanager
-def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS, *, copies: bool = False) -> Iterator[None]:
-    """Gradient checkpointing (arXiv 1604.06174): blocks keep their inputs alone and run again in the backward pass.
+def blocks_of(module: nn.Module, blocks: Sequence[str] = BLOCKS) -> dict[str, nn.Module]:
+    """The members of the lists that `blocks` names, by their paths; the outer one where they are nested.
 
-    Blocks are the members of the lists that `blocks` names in diffusers' words, such as every `resnets.0`, wherever
-    they are in `module`; the outer one where they are nested. It takes a third more time in training, none without
-    gradients. With `copies` a block works on copies of its inputs: one that adds to them in place, as the host's Flux
-    does, must find them unchanged the second time. ValueError if there are none.
+    ValueError if there are none.
     """
     member = re.compile(rf"\.(?:{'|'.join(map(re.escape, blocks))})\.\d+$")
     found: dict[str, nn.Module] = {}
@@ -215,6 +221,19 @@ def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS, *, copies: b
     if not found:
         names = listed([name for name, _ in module.named_children()], 8)
         raise ValueError(f"no list named {', '.join(blocks)} in this module, which has {names}; name its own")
+    return found
+
+
+@contextmanager
+def checkpointed(module: nn.Module, blocks: Sequence[str] = BLOCKS, *, copies: bool = False) -> Iterator[None]:
+    """Gradient checkpointing (arXiv 1604.06174): blocks keep their inputs alone and run again in the backward pass.
+
+    Blocks are the members of the lists that `blocks` names in diffusers' words, such as every `resnets.0`, wherever
+    they are in `module`; the outer one where they are nested. It takes a third more time in training, none without
+    gradients. With `copies` a block works on copies of its inputs: one that adds to them in place, as the host's Flux
+    does, must find them unchanged the second time. ValueError if there are none.
+    """
+    found = blocks_of(module, blocks)
 
     def own(value):
         return value.clone() if copies and isinstance(value, Tensor) else value

@@ -27,8 +27,10 @@ class Trainable(Identified, Protocol):
     """What `distill` trains: a LoRAAdapter or FullWeights."""
 
     names: tuple[str, ...]
+    target: list[Tensor] | None
     average: list[Tensor] | None
 
+    def frozen(self) -> dict[str, Tensor]: ...
     def parameters(self) -> Iterable[nn.Parameter]: ...
     def using(self, parameters: Sequence[Tensor] | None) -> AbstractContextManager[None]: ...
 
@@ -69,9 +71,9 @@ class BatchLoss:
             return self.student(x, t, cond, omega)
 
     def target(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
-        if self.weights.average is None:
+        if self.weights.target is None:
             return self.student(x, t, cond, omega)
-        with self.weights.using(self.weights.average):
+        with self.weights.using(self.weights.target):
             return self.student(x, t, cond, omega)
 
     def warn(self, z: Tensor, cond: Cond, draw: Draw) -> None:

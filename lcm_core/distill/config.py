@@ -11,6 +11,7 @@ from ..solvers import SOLVERS
 from ..text import listed
 from .distances import DISTANCES
 from .objectives import OBJECTIVES
+from .optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,12 @@ class DistillConfig:
     omega: the range of the guidance ω, drawn evenly, or one number twice; scale 1 + ω of classifier-free guidance.
     distance: one of `distances.DISTANCES`; huber_c: its scale c (l2 has none).
     target_decay: None for the student itself without gradient (LoRA), else the decay of the average of its weights
-        that is the target and, at the end, the result (full models: 0.95).
+        that is the target and, without ema_decay, the result (full models: 0.95).
+    ema_decay: None, or the decay of the average of the weights that is the result; after n steps it is at most
+        (1 + n)/(10 + n), so that the weights of the start are soon forgotten.
     warmup: steps of linear warm-up; decay_to: share of the learning rate that a half cosine ends at (1 is constant).
-    optimizer: adamw8bit needs bitsandbytes. autocast: the dtype of the model's matrix products, None for its own.
+    optimizer: one of `optimizers.OPTIMIZERS`, some of which need their packages.
+    autocast: the dtype of the model's matrix products, None for its own.
     accumulate: parts that a batch is worked through in, which saves memory and leaves the result.
     """
 
@@ -43,9 +47,10 @@ class DistillConfig:
     on_grid: bool = True
     omega: tuple[float, float] = (5.0, 15.0)
     target_decay: float | None = None
+    ema_decay: float | None = None
     distance: str = "huber"
     huber_c: float = 0.001
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     warmup: int = 0
@@ -67,9 +72,11 @@ class DistillConfig:
             "warm_start": (0 <= self.warm_start <= self.steps, f"0 … {self.steps}, the steps"),
             "solver": (self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
             "distance": (self.distance in DISTANCES, f"one of {', '.join(DISTANCES)}"),
-            "learning_rate": (0 < self.learning_rate < 1, "in (0, 1)"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            "learning_rate": (0 < self.learning_rate <= 1, "in (0, 1]"),
             "omega": (0 <= low <= high < math.inf, "0 <= low <= high; the scripts use 5 to 15"),
             "target_decay": (self.target_decay is None or 0 <= self.target_decay < 1, "None or in [0, 1)"),
+            "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "None or in [0, 1)"),
             "huber_c": (self.huber_c > 0, "above 0; the scripts use 0.001"),
             "weight_decay": (0 <= self.weight_decay < 1, "in [0, 1)"),
             "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
@@ -114,6 +121,10 @@ class DistillConfig:
                 f"{' and '.join(self.used)} have no option {listed(unknown)}; the options: {', '.join(whole) or 'none'}"
             )
         return whole
+
+    def ema(self, step: int) -> float | None:
+        """The share of the result's average that stays in a step."""
+        return None if self.ema_decay is None else min(self.ema_decay, (1 + step) / (10 + step))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

@@ -1,6 +1,6 @@
 """The state of a training on disk: one safetensors file, written whole or not at all, never a pickle.
 
-Its tensors are the trained parameters, their average, the optimizer's and every step's loss; JSON in its metadata has
+Its tensors are the trained parameters, their averages, the optimizer's and every step's loss; JSON in its metadata has
 the rest: the settings, what the network and the data are known by (see `identity`), and the names of the trained
 modules. A checksum over all of it tells a damaged file. Random numbers and the data position follow from the number of
 steps done, which is that of the losses.
@@ -38,10 +38,16 @@ class Training:
     identity: Mapping[str, str]
     names: Sequence[str]
     parameters: Sequence[Tensor]
-    average: list[Tensor] | None
+    target: list[Tensor] | None
+    ema: list[Tensor] | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     losses: list[float]
+
+    @property
+    def weights(self) -> dict[str, Sequence[Tensor]]:
+        """By their names in the file."""
+        return {"parameters": self.parameters, "average": self.target or (), "ema": self.ema or ()}
 
 
 class StateFile:
@@ -78,20 +84,15 @@ def save_state(path: Path, config: DistillConfig, training: Training) -> None:
 
     OSError if it can't be written, which leaves what was at `path`; nothing in memory is changed.
     """
-    tensors = {f"parameters.{i}": p for i, p in enumerate(training.parameters)}
-    tensors |= {f"average.{i}": p for i, p in enumerate(training.average or ())}
+    tensors = {f"{kind}.{i}": p for kind, values in training.weights.items() for i, p in enumerate(values)}
     tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
-    numbers: dict[str, Any] = {}
-    for i, entries in training.optimizer.state_dict()["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{i}.{key}"] = value
-            else:
-                numbers[f"{i}.{key}"] = value
+    entries = flat(training.optimizer.state_dict()["state"])
+    tensors |= {f"optimizer.{key}": value for key, value in entries.items() if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
     record = json.dumps(
         {
             "settings": all_settings(config), "identity": training.identity, "names": training.names,
-            "optimizer": numbers, "scaler": training.scaler.state_dict(),
+            "optimizer": numbers, "groups": groups_of(training.optimizer), "scaler": training.scaler.state_dict(),
         }
     )  # fmt: skip
     try:
@@ -123,7 +124,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_state(path: Path, config: DistillConfig, training: Training) -> None:
-    """Fill parameters, average, optimizer, scaler and losses of `training` from a file of `save_state`.
+    """Fill parameters, averages, optimizer, scaler and losses of `training` from a file of `save_state`.
 
     ValueError for another kind of file or a damaged one; for settings, network, data or modules that differ, naming
     which; for more steps done than `config` asks for; and for another learning rate when all of them are done.
@@ -158,18 +159,40 @@ def load_state(path: Path, config: DistillConfig, training: Training) -> None:
             f"{config.learning_rate:g} now; raise steps to go on with it, or {anew}"
         )
     with torch.no_grad():
-        for kind, values in (("parameters", training.parameters), ("average", training.average or ())):
+        for kind, values in training.weights.items():
             for i, p in enumerate(values):
                 p.copy_(tensors[f"{kind}.{i}"])
     entries = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
     state: dict[int, dict[str, Any]] = defaultdict(dict)
     for key, value in (entries | record["optimizer"]).items():
-        i, _, entry = key.partition(".")
-        state[int(i)][entry] = value
+        i, *outer, entry = key.split(".")
+        place = state[int(i)]
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[entry] = value
     optimizer = training.optimizer
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, record.get("groups", [{}] * len(groups)), strict=True):
+        group |= saved
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     training.scaler.load_state_dict(record["scaler"])
     training.losses[:] = tensors["losses"].tolist()
+
+
+def flat(entries: Mapping[Any, Any], before: str = "") -> dict[str, Any]:
+    """What an optimizer keeps, by its path: bitsandbytes keeps a dict in that of each parameter."""
+    whole: dict[str, Any] = {}
+    for key, value in entries.items():
+        whole |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return whole
+
+
+def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The numbers of each parameter group, some of which an optimizer changes, as Prodigy does the rate it finds."""
+    return [
+        {key: value for key, value in group.items() if isinstance(value, int | float)}
+        for group in optimizer.state_dict()["param_groups"]
+    ]
 
 
 def read_losses(path: Path) -> list[float]:

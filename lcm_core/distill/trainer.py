@@ -76,10 +76,14 @@ def distill(
     processes, parameters = Processes(accelerator), list(weights.parameters())
     device = parameters[0].device
     processes.share(parameters)
-    weights.average = None if config.target_decay is None else [p.detach().clone() for p in parameters]
+    target, ema = (
+        None if decay is None else [p.detach().clone() for p in parameters]
+        for decay in (config.target_decay, config.ema_decay)
+    )
+    weights.target, weights.average = target, target if ema is None else ema
     training = Training(
         training_identity(weights, schedule, prediction, identity or {}) if state else {}, weights.names, parameters,
-        weights.average, make_optimizer(config, parameters),
+        target, ema, make_optimizer(config, parameters),
         torch.amp.GradScaler(device.type, enabled=config.autocast == "float16"), [],
     )  # fmt: skip
     kept = StateFile(state, config, training, writes=processes.rank == 0)
@@ -104,7 +108,7 @@ def distill(
 
 
 def update(training: Training, config: DistillConfig, loss: Tensor) -> None:
-    """The step that the gradients ask for, at its learning rate; then the average follows.
+    """The step that the gradients ask for, at its learning rate; then the averages follow.
 
     FloatingPointError, and no step, where the loss or the gradients are not finite.
     """
@@ -122,7 +126,8 @@ def update(training: Training, config: DistillConfig, loss: Tensor) -> None:
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    if training.average is not None and config.target_decay is not None:
-        with torch.no_grad():
-            torch._foreach_lerp_(training.average, [*training.parameters], 1 - config.target_decay)
+    with torch.no_grad():
+        for average, decay in ((training.target, config.target_decay), (training.ema, config.ema(step))):
+            if average is not None and decay is not None:
+                torch._foreach_lerp_(average, [*training.parameters], 1 - decay)
     training.losses.append(loss.item())

@@ -91,7 +91,7 @@ def least_bit(model):
 
 CHANGED = {
     "objective": "lcf", "terms": {"diffusion": 1.0}, "warm_start": 2, "options": {}, "solver": "dpm++", "links": 20,
-    "on_grid": False, "omega": (3, 4), "target_decay": 0.5, "distance": "l2", "huber_c": 0.01,
+    "on_grid": False, "omega": (3, 4), "target_decay": 0.5, "ema_decay": 0.9, "distance": "l2", "huber_c": 0.01,
     "optimizer": "adamw8bit", "weight_decay": 0.1, "max_grad_norm": 2.0, "warmup": 1, "decay_to": 0.5, "accumulate": 2,
     "autocast": "bfloat16", "seed": 1,
 }  # fmt: skip

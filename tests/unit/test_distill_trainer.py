@@ -19,7 +19,7 @@ from tiny_training import CONFIG, KINDS, SCHEDULE, Tiny, batches, tiny, train
 from torch import nn
 
 from lcm_core.distill import DistillConfig, distill, inject_lora
-from lcm_core.distill.optimizers import make_optimizer
+from lcm_core.distill.optimizers import OPTIMIZERS, make_optimizer
 from lcm_core.distill.state import read_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,7 +152,9 @@ def test_a_loss_that_is_not_a_number_stops_at_the_last_good_step(tmp_path):
         list(distill(model, weights, spoilt, config, schedule=SCHEDULE, state=state))
     good, values = train(config, stop_after=6)
     assert len(good) == 6
-    assert torch.equal(torch.cat([p.detach().flatten() for p in [*weights.parameters(), *weights.average]]), values)
+    assert torch.equal(
+        torch.cat([p.detach().flatten() for p in [*weights.parameters(), *weights.target, *weights.average]]), values
+    )
     rest, _ = train(config, state)
     assert rest == train(config)[0][6:]
 
@@ -188,16 +190,58 @@ def test_config_errors(bad):
     assert str(value) in str(error.value)
 
 
-def test_adam_in_8_bits_is_bitsandbytes_or_an_error(monkeypatch):
-    config, parameters = DistillConfig(optimizer="adamw8bit"), [nn.Parameter(torch.zeros(2))]
+@pytest.mark.bits
+def test_adam_in_8_bits_is_bitsandbytes_or_an_error(monkeypatch, tmp_path):
+    """What it keeps of a parameter is in a dict of its own, as bitsandbytes has it, and goes on with the training."""
+    config = replace(CONFIG, optimizer="adamw8bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
-        make_optimizer(config, parameters)
+    with pytest.raises(ImportError, match=r"optimizer adamw8bit needs bitsandbytes \(pip install bitsandbytes\)"):
+        train(config)
+
+    class AdamW8bit(torch.optim.AdamW):
+        def state_dict(self):
+            whole = super().state_dict()
+            return {**whole, "state": {i: {"kept": entries} for i, entries in whole["state"].items()}}
+
+        def load_state_dict(self, state_dict):
+            state = {i: entries["kept"] for i, entries in state_dict["state"].items()}
+            super().load_state_dict({**state_dict, "state": state})
+
     optim = types.ModuleType("bitsandbytes.optim")
-    optim.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})
+    optim.AdamW8bit = AdamW8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    assert isinstance(make_optimizer(config, parameters), optim.AdamW8bit)
+    assert isinstance(make_optimizer(config, [nn.Parameter(torch.zeros(2))]), AdamW8bit)
+    whole, state = train(config)[0], tmp_path / "state.safetensors"
+    assert train(config, state, stop_after=5)[0] + train(config, state)[0] == whole
+
+
+@pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if name != "adamw8bit"])
+def test_optimizers_keep_the_bytes_that_the_table_says(name):
+    (p,) = parameters = [nn.Parameter(torch.randn(50, 100))]
+    optimizer = make_optimizer(DistillConfig(optimizer=name), parameters)
+    p.grad = torch.randn(50, 100)
+    optimizer.step()
+    kept = [t for entries in optimizer.state_dict()["state"].values() for t in entries.values()]
+    assert sum(t.nbytes for t in kept if isinstance(t, torch.Tensor) and t.numel() > 1) == OPTIMIZERS[name].state * 5000
+    assert optimizer.param_groups[0].get("fused", name != "adamw") is True
+
+
+def test_the_results_average_leaves_the_training_and_follows_it():
+    """ema_n = d·ema + (1 − d)·θ_n, d = min(0.9, (1 + n)/(10 + n)); the losses are those without it."""
+    config = replace(CONFIG, ema_decay=0.9)
+    model, weights = tiny(dropout=0)
+    expected, losses = [p.detach().double() for p in weights.parameters()], []
+    for n, step in enumerate(distill(model, weights, batches, config, schedule=SCHEDULE)):
+        losses.append(step.loss)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, weights.parameters(), strict=True)]
+    assert losses == train(CONFIG, dropout=0)[0] and weights.target is None
+    for ours, theirs in zip(weights.average, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    names = sorted(weights.vector().modules)
+    up = weights.vector().modules[names[0]].up
+    assert any(torch.equal(up, average) for average in weights.average)
 
 
 def test_a_teacher_that_is_an_lcm_is_warned_of(caplog):

@@ -26,6 +26,9 @@ KINDS = {
     "LoRA with an average": replace(CONFIG, target_decay=0.9, solver="dpm++", distance="l2"),
     "LoRA without teacher": replace(CONFIG, objective="lcf"),
     "all weights": replace(CONFIG, target_decay=0.95, warmup=3, decay_to=0.1),
+    "LoRA with two averages": replace(CONFIG, target_decay=0.9, ema_decay=0.95),
+    "LoRA by Prodigy": replace(CONFIG, optimizer="prodigy", learning_rate=1.0),
+    "LoRA by Lion": replace(CONFIG, optimizer="lion", learning_rate=1e-3),
     "LoRA in half precision": replace(CONFIG, autocast="float16"),
 }
 
@@ -66,7 +69,9 @@ def train(config, state=None, kind="LoRA", stop_after=None, dropout=0.1):
     steps = distill(model, weights, batches, config, schedule=SCHEDULE, state=state)
     losses = [progress.loss for progress in islice(steps, stop_after)]
     steps.close()
-    return losses, torch.cat([p.detach().flatten() for p in [*weights.parameters(), *(weights.average or [])]])
+    return losses, torch.cat(
+        [p.detach().flatten() for p in [*weights.parameters(), *(weights.target or []), *(weights.average or [])]]
+    )
 
 
 def main() -> None:
