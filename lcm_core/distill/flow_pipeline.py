@@ -31,6 +31,7 @@ class FlowTeacher:
     guidance: float = 3.5
     targets = FLOW_TARGETS
     dialect = "peft"
+    saved = torch.bfloat16
     prediction: Prediction = "flow_prediction"
 
     @property
@@ -82,6 +83,9 @@ class FlowTeacher:
             "guidance": f"{self.guidance:g}" if self.guides_itself else "none",
         }
 
+    def take_guidance(self) -> None:
+        """Nothing: what is trained of a flow model has the guidance of the range that it learns in its weights."""
+
     def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
         dtype = self.network.dtype
         given = tuple(c.to(dtype) if c.is_floating_point() else c for c in cond)
@@ -97,6 +101,15 @@ class FlowTeacher:
         """The latent (1, …), float32, of a picture (1, 3, height, width) in [0, 1]."""
         vae = self.pipeline.vae
         return self.family.encode(vae, (2 * pixels - 1).to(vae.device, vae.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pictures (B, 3, height, width), float32 in [0, 1], of latents (B, …); of a video its middle frame."""
+        vae = self.pipeline.vae
+        pixels = self.family.decode(vae, latents.to(vae.device, vae.dtype))
+        if pixels.ndim == 5:
+            pixels = pixels[:, :, pixels.shape[2] // 2]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
 def shift_of(config: Any, tokens: int) -> float:

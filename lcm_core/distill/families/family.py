@@ -23,6 +23,7 @@ class Family:
     velocity: (network, x (B, …), σ (B,), conditions (B, …)) -> v = ε − x₀, like x.
     conditions: (pipeline, prompt, guidance) -> tensors without a batch axis.
     encode: (vae, pixels (1, 3, H, W) in [−1, 1]) -> the latent (1, …) in the network's scale.
+    decode: (vae, latents (B, …) in that scale) -> pixels (B, 3, H, W) in [−1, 1]; of videos (B, 3, T, H, W).
     frames: whether a latent (C, T, H, W) has frames, four of a video's in each after the first.
     """
 
@@ -31,6 +32,7 @@ class Family:
     velocity: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
     conditions: Callable[[Any, str, float], Cond]
     encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor]
     frames: bool = False
 
 
@@ -43,11 +45,27 @@ def of_picture(vae: Any, pixels: Tensor) -> Tensor:
 def of_video(vae: Any, pixels: Tensor) -> Tensor:
     """An autoencoder of videos, whose latents have a mean and a deviation in each channel; a picture is one frame."""
     latent = vae.encode(pixels[:, :, None]).latent_dist.mean
+    mean, deviation = _statistics(vae, latent)
+    return (latent - mean) / deviation
+
+
+def picture_of(vae: Any, latents: Tensor) -> Tensor:
+    """The pixels of `of_picture`'s latents."""
+    return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+
+
+def video_of(vae: Any, latents: Tensor) -> Tensor:
+    """The pixels of `of_video`'s latents, with an axis of frames."""
+    mean, deviation = _statistics(vae, latents)
+    return vae.decode(latents * deviation + mean).sample
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     mean, deviation = (
-        torch.tensor(values).to(latent).view(1, -1, 1, 1, 1)
+        torch.tensor(values).to(like).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return (latent - mean) / deviation
+    return mean, deviation
 
 
 def packed(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import Cond
-from .family import PATCH, Family, of_picture, packed, unpacked
+from .family import PATCH, Family, of_picture, packed, picture_of, unpacked
 
 
 def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -30,4 +30,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return context[0], pooled[0], *own
 
 
-FAMILY = Family("FluxPipeline", "Flux", velocity, conditions, of_picture)
+FAMILY = Family("FluxPipeline", "Flux", velocity, conditions, of_picture, picture_of)

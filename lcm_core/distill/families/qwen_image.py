@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import Cond
-from .family import PATCH, Family, of_video, packed, unpacked
+from .family import PATCH, Family, of_video, packed, unpacked, video_of
 
 
 def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -31,4 +31,8 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     return of_video(vae, pixels)[:, :, 0]
 
 
-FAMILY = Family("QwenImagePipeline", "Qwen-Image", velocity, conditions, encode)
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    return video_of(vae, latents[:, :, None])[:, :, 0]
+
+
+FAMILY = Family("QwenImagePipeline", "Qwen-Image", velocity, conditions, encode, decode)

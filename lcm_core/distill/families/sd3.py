@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..losses import Cond
-from .family import Family, of_picture
+from .family import Family, of_picture, picture_of
 
 
 def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -26,4 +26,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return context[0], pooled[0]
 
 
-FAMILY = Family("StableDiffusion3Pipeline", "Stable Diffusion 3", velocity, conditions, of_picture)
+FAMILY = Family("StableDiffusion3Pipeline", "Stable Diffusion 3", velocity, conditions, of_picture, picture_of)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..losses import Cond
-from .family import Family, of_video
+from .family import Family, of_video, video_of
 
 
 def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -20,4 +20,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return (context[0],)
 
 
-FAMILY = Family("WanPipeline", "Wan", velocity, conditions, of_video, frames=True)
+FAMILY = Family("WanPipeline", "Wan", velocity, conditions, of_video, video_of, frames=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import Cond
-from .family import Family, of_picture
+from .family import Family, of_picture, picture_of
 
 
 def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -24,4 +24,4 @@ def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
     return (context,)
 
 
-FAMILY = Family("ZImagePipeline", "Z-Image", velocity, conditions, of_picture)
+FAMILY = Family("ZImagePipeline", "Z-Image", velocity, conditions, of_picture, picture_of)
