@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from ..lora import metadata
 from ..schedule import Flow, FlowSchedule
 from .adapters import FLOW_TARGETS
 from .families import FAMILIES, Family
-from .identity import digest_of, fingerprint
+from .identity import digest_of, encoders_identity
 from .losses import Cond
 
 
@@ -71,15 +73,13 @@ class FlowTeacher:
             raise ValueError(f"frames {frames} are of a video, and this model draws pictures; leave them out")
         return channels, side, side
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What a state must share beside the network's weights: its configuration, and what encodes."""
-        names = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-        parts = [part for name in names if (part := getattr(self.pipeline, name, None)) is not None]
         config = {key: str(value) for key, value in self.network.config.items() if not key.startswith("_")}
         return {
             "architecture": digest_of(config),
-            "encoders": digest_of([fingerprint(dict(part.named_parameters())) for part in parts]),
+            "encoders": encoders_identity(self.pipeline),
             "guidance": f"{self.guidance:g}" if self.guides_itself else "none",
         }
 
@@ -94,11 +94,16 @@ class FlowTeacher:
     @torch.no_grad()
     def conditions(self, prompt: str, size: tuple[int, int], *, empty: bool = False) -> Cond:
         """Tensors without a batch axis for a prompt; the unconditional one is the empty prompt's."""
-        return self.family.conditions(self.pipeline, prompt, self.guidance)
+        return self.conditions_of([prompt], size)[0]
+
+    @torch.no_grad()
+    def conditions_of(self, prompts: Sequence[str], size: tuple[int, int]) -> list[Cond]:
+        """`conditions` of several prompts."""
+        return self.family.conditions(self.pipeline, prompts, self.guidance)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """The latent (1, …), float32, of a picture (1, 3, height, width) in [0, 1]."""
+        """The latents (B, …), float32, of pictures (B, 3, height, width) in [0, 1]."""
         vae = self.pipeline.vae
         return self.family.encode(vae, (2 * pixels - 1).to(vae.device, vae.dtype)).float()
 

@@ -46,15 +46,31 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         )
 
 
+def encoders_identity(pipeline: Any) -> str:
+    """What decides the latents and conditions that a pipeline of diffusers makes: the weights and settings of its
+    autoencoder, its text encoders, and how their tokenizers cut texts."""
+    known: list[Any] = []
+    for name in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        if (part := getattr(pipeline, name, None)) is not None:
+            known.append([name, fingerprint(dict(part.named_parameters()))])
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (part := getattr(pipeline, name, None)) is not None:
+            known.append([name, part.get_vocab(), part.model_max_length])
+    scales = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return digest_of([known, [pipeline.vae.config.get(name) for name in scales]])
+
+
 def training_identity(
     weights: Identified, schedule: Schedule, prediction: Prediction, given: Mapping[str, str]
 ) -> dict[str, str]:
     """What a training is known by beside its settings: `given` by its caller, its weights' own, and the schedule."""
+    return {**given, **weights.identity, "schedule": schedule_identity(schedule), "prediction": prediction}
+
+
+def schedule_identity(schedule: Schedule) -> str:
     if isinstance(schedule, FlowSchedule):
-        table = f"flow of shift {schedule.flow.shift!r}"
-    else:
-        table = fingerprint({"alphas_cumprod": schedule.alphas_cumprod})
-    return {**given, **weights.identity, "schedule": table, "prediction": prediction}
+        return f"flow of shift {schedule.flow.shift!r}"
+    return fingerprint({"alphas_cumprod": schedule.alphas_cumprod})
 
 
 def all_settings(config: DistillConfig) -> dict[str, Any]:

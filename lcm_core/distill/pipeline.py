@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..schedule import NoiseSchedule
 from .adapters import LCM_TARGETS
 from .families import FAMILIES
 from .flow_pipeline import FlowTeacher
-from .identity import digest_of, fingerprint
+from .identity import digest_of, encoders_identity
 from .losses import Cond
 
 NAMES = ("encoder_hidden_states", "text_embeds", "time_ids")
@@ -63,15 +64,12 @@ class Teacher:
         """How many pixels a latent's pixel is wide."""
         return self.pipeline.vae_scale_factor
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What a state must share beside the UNet's weights: the UNet's configuration, and what encodes."""
-        parts = ("vae", "text_encoder", "text_encoder_2")
-        encoders = [part for name in parts if (part := getattr(self.pipeline, name, None)) is not None]
-        digests = [fingerprint(dict(part.named_parameters())) for part in encoders]
         return {
             "architecture": digest_of({k: v for k, v in self.pipeline.unet.config.items() if not k.startswith("_")}),
-            "encoders": digest_of([digests, self.pipeline.vae.config.scaling_factor]),
+            "encoders": encoders_identity(self.pipeline),
         }
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
@@ -86,18 +84,26 @@ class Teacher:
 
         `empty` is the unconditional one: the encoded "" for Stable Diffusion, zeros for SDXL.
         """
-        device = self.pipeline.unet.device
+        (cond,) = self.conditions_of([prompt], size)
+        if empty and self.two_encoders:
+            embeds, pooled, places = cond
+            return torch.zeros_like(embeds), torch.zeros_like(pooled), places
+        return cond
+
+    @torch.no_grad()
+    def conditions_of(self, prompts: Sequence[str], size: tuple[int, int]) -> list[Cond]:
+        """`conditions` of several prompts; none is the unconditional one."""
+        device, texts = self.pipeline.unet.device, list(prompts)
         if not self.two_encoders:
-            return (self.pipeline.encode_prompt(prompt, device, 1, False)[0][0],)
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
-        if empty:
-            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+            return [(embeds,) for embeds in self.pipeline.encode_prompt(texts, device, 1, False)[0]]
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
         width, height = size
-        return embeds[0], pooled[0], torch.tensor([height, width, 0, 0, height, width], device=device)
+        places = torch.tensor([height, width, 0, 0, height, width], device=device)
+        return [(e, p, places) for e, p in zip(embeds, pooled, strict=True)]
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """The latent (1, C, H, W), float32, of a picture (1, 3, height, width) in [0, 1]."""
+        """The latents (B, C, H, W), float32, of pictures (B, 3, height, width) in [0, 1]."""
         vae = self.pipeline.vae
         latent = vae.encode((2 * pixels - 1).to(vae.device, vae.dtype)).latent_dist.mean
         return latent.float() * vae.config.scaling_factor

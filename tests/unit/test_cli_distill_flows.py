@@ -96,10 +96,10 @@ def test_pictures_make_a_lora_that_diffusers_loads(checkpoints, tmp_path, capsys
 def test_a_model_with_its_own_guidance_is_distilled_without_another(checkpoints, tmp_path, capsys, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a b\nc\n")
     seen = []
-    conditions = type(load_teacher(checkpoints / "flux")).conditions
+    conditions_of = type(load_teacher(checkpoints / "flux")).conditions_of
     monkeypatch.setattr(
-        "lcm_core.distill.flow_pipeline.FlowTeacher.conditions",
-        lambda self, prompt, *args, **kw: seen.append(prompt) or conditions(self, prompt, *args, **kw),
+        "lcm_core.distill.flow_pipeline.FlowTeacher.conditions_of",
+        lambda self, prompts, size: seen.extend(prompts) or conditions_of(self, prompts, size),
     )
     source = ["--checkpoint", checkpoints / "flux", "--prompts", tmp_path / "prompts.txt", "--teacher-steps", "2"]
     code, result = run(capsys, *source, "--out", tmp_path / "fast.safetensors", *SMALL)
@@ -119,7 +119,11 @@ def test_the_teacher_has_the_models_shift_size_and_guidance(checkpoints):
     assert (sd3.shape(64), sd3.cell) == ((4, 8, 8), 8)
     with pytest.raises(ValueError, match="frames 5 are of a video"):
         sd3.shape(64, 5)
-    pixels = torch.rand(1, 3, 64, 64)
+    for teacher in (sd3, flux):
+        several = teacher.conditions_of(["a b", "c"], (64, 64))
+        for prompt, cond in zip(("a b", "c"), several, strict=True):
+            torch.testing.assert_close(cond, teacher.conditions(prompt, (64, 64)))
+    pixels = torch.rand(2, 3, 64, 64)
     latent = sd3.encode(pixels)
     decoded = (sd3.pipeline.vae.encode(2 * pixels - 1).latent_dist.mean - 0.1) * 1.5
     torch.testing.assert_close(latent, decoded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ class Family:
 
     pipeline: the name of diffusers' class. names: that of the network's spellings in `lora.names`.
     velocity: (network, x (B, …), σ (B,), conditions (B, …)) -> v = ε − x₀, like x.
-    conditions: (pipeline, prompt, guidance) -> tensors without a batch axis.
-    encode: (vae, pixels (1, 3, H, W) in [−1, 1]) -> the latent (1, …) in the network's scale.
+    conditions: (pipeline, prompts, guidance) -> of each prompt tensors without a batch axis.
+    encode: (vae, pixels (B, 3, H, W) in [−1, 1]) -> the latents (B, …) in the network's scale.
     decode: (vae, latents (B, …) in that scale) -> pixels (B, 3, H, W) in [−1, 1]; of videos (B, 3, T, H, W).
     frames: whether a latent (C, T, H, W) has frames, four of a video's in each after the first.
     """
@@ -30,7 +30,7 @@ class Family:
     pipeline: str
     names: str
     velocity: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
-    conditions: Callable[[Any, str, float], Cond]
+    conditions: Callable[[Any, Sequence[str], float], list[Cond]]
     encode: Callable[[Any, Tensor], Tensor]
     decode: Callable[[Any, Tensor], Tensor]
     frames: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     return unpacked(tokens, x)
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
     device = pipeline.transformer.device
-    context, pooled, _ = pipeline.encode_prompt(prompt, prompt, device=device)
+    context, pooled, _ = pipeline.encode_prompt(list(prompts), list(prompts), device=device)
     own = (torch.tensor(guidance, device=device),) if pipeline.transformer.config.guidance_embeds else ()
-    return context[0], pooled[0], *own
+    return [(*pair, *own) for pair in zip(context, pooled, strict=True)]
 
 
 FAMILY = Family("FluxPipeline", "Flux", velocity, conditions, of_picture, picture_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     )[0]  # fmt: skip
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
     context, mask, _, _ = pipeline.encode_prompt(
-        prompt, do_classifier_free_guidance=False, device=pipeline.transformer.device
+        list(prompts), do_classifier_free_guidance=False, device=pipeline.transformer.device
     )
-    return context[0], mask[0]
+    return list(zip(context, mask, strict=True))
 
 
 FAMILY = Family("Lumina2Pipeline", "Lumina 2", velocity, conditions, of_picture, picture_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     return unpacked(tokens, x)
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
-    context, mask = pipeline.encode_prompt(prompt, device=pipeline.transformer.device)
-    return (context[0] if mask is None else context[0][mask[0].bool()],)
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
+    context, mask = pipeline.encode_prompt(list(prompts), device=pipeline.transformer.device)
+    masks = [None] * len(context) if mask is None else mask.bool()
+    return [(c if m is None else c[m],) for c, m in zip(context, masks, strict=True)]
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,12 +19,11 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     )[0]  # fmt: skip
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
     device = pipeline.transformer.device
-    context, _, pooled, _ = pipeline.encode_prompt(
-        prompt, prompt, prompt, device=device, do_classifier_free_guidance=False
-    )
-    return context[0], pooled[0]
+    texts = [list(prompts)] * 3
+    context, _, pooled, _ = pipeline.encode_prompt(*texts, device=device, do_classifier_free_guidance=False)
+    return list(zip(context, pooled, strict=True))
 
 
 FAMILY = Family("StableDiffusion3Pipeline", "Stable Diffusion 3", velocity, conditions, of_picture, picture_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     return network(hidden_states=x, timestep=1000 * sigma, encoder_hidden_states=context, return_dict=False)[0]
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
-    context, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipeline.transformer.device)
-    return (context[0],)
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
+    device = pipeline.transformer.device
+    context, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False, device=device)
+    return [(c,) for c in context]
 
 
 FAMILY = Family("WanPipeline", "Wan", velocity, conditions, of_video, video_of, frames=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ def velocity(network: nn.Module, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor
     return -torch.stack(list(pictures)).squeeze(2)
 
 
-def conditions(pipeline: Any, prompt: str, guidance: float) -> Cond:
-    (context,), _ = pipeline.encode_prompt(
-        prompt, device=pipeline.transformer.device, do_classifier_free_guidance=False
+def conditions(pipeline: Any, prompts: Sequence[str], guidance: float) -> list[Cond]:
+    contexts, _ = pipeline.encode_prompt(
+        list(prompts), device=pipeline.transformer.device, do_classifier_free_guidance=False
     )
-    return (context,)
+    return [(context,) for context in contexts]
 
 
 FAMILY = Family("ZImagePipeline", "Z-Image", velocity, conditions, of_picture, picture_of)
