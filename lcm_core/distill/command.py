@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -18,14 +16,10 @@ from ..lora import LoRAVector
 from ..lora.sampling import distilled
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
-from .data import Examples, bucket_of, bucket_sizes, encode_pictures, read_folder, sample_latents
-from .flow_pipeline import FlowTeacher
-from .identity import digest_of
+from .data.prepare import Bars, DataSettings, Preparing
 from .objectives import OBJECTIVES
-from .pipeline import Teacher, load_teacher, read_prompts
+from .pipeline import load_teacher, read_prompts
 from .trainer import distill
-
-Bars: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
@@ -33,7 +27,7 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
 
     progress(what) is a context that gives report(done, total). Errors are those of the parts.
     """
-    settings, config, guided = settings_of(args)
+    rank, data, config, chosen = settings_of(args)
     state = Path(args.state or Path(args.output).with_suffix(".state.safetensors"))
     if state.exists() and not args.resume:
         raise ValueError(f"{state} is the state of an earlier training; go on from it with --resume, or delete it")
@@ -43,17 +37,23 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
 
         accelerator = Accelerator(cpu=args.device == "cpu")
     device = str(accelerator.device) if accelerator else args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = load_teacher(Path(args.checkpoint), device, getattr(torch, args.dtype), size=settings["size"])
-    if teacher.guides_itself and not guided:
+    teacher = load_teacher(Path(args.checkpoint), device, getattr(torch, args.dtype), size=data.size)
+    if teacher.guides_itself and not chosen:
         config = replace(config, omega=(0.0, 0.0))
-    examples, source = examples_of(args, teacher, settings, config, progress)
-    sizes = ["batch", "size"] + (["frames"] if settings["frames"] > 1 else [])
-    identity = {name: str(settings[name]) for name in sizes} | {"dtype": args.dtype} | source
+    guided = config.omega != (0, 0) or not teacher.guides_itself
+    cache = Path(args.cache or Path(args.output).with_suffix(".cache"))
+    preparing = Preparing(teacher, data, cache, config.seed, guided, device, progress)
+    if args.data:
+        prepared = preparing.of_pictures(args.data)
+    else:
+        prepared = preparing.of_prompts(read_prompts(Path(args.prompts)), args.teacher_steps)
+    sizes = ["batch", "size"] + (["frames"] if data.frames > 1 else [])
+    identity = {name: str(getattr(data, name)) for name in sizes} | {"dtype": args.dtype} | prepared.identity
     torch.manual_seed(config.seed)
-    adapter = inject_lora(teacher.network, teacher.targets, settings["rank"], clamp=True)
+    adapter = inject_lora(teacher.network, teacher.targets, rank, clamp=True)
     steps = distill(
-        teacher, adapter, examples, config, schedule=teacher.schedule, prediction=teacher.prediction, state=state,
-        identity=identity | teacher.identity, accelerator=accelerator,
+        teacher, adapter, prepared.examples, config, schedule=teacher.schedule, prediction=teacher.prediction,
+        state=state, identity=identity | teacher.identity, accelerator=accelerator,
     )  # fmt: skip
     losses = []
     state_error = None
@@ -80,7 +80,9 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
         "output": args.output,
         "steps": config.steps,
         "resumed_after": config.steps - len(losses) or None,
-        "examples": len(examples.latents),
+        "examples": len(prepared.examples),
+        "encoded" if args.data else "drawn": prepared.made,
+        "cache": str(cache),
         "loss": sum(tail) / len(tail) if tail else None,
         "modules": len(vector),
         "rank": vector.rank,
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
     }
 
 
-def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig, bool]:
-    """From the TOML file, the command line's own values before it: (rank, batch, size and frames; the trainer's config;
+def settings_of(args: argparse.Namespace) -> tuple[int, DataSettings, DistillConfig, bool]:
+    """From the TOML file, the command line's own values before it: (rank, the data's settings, the trainer's config,
     whether a range of omega was given)."""
     given: dict[str, Any] = {}
     if args.config:
@@ -103,7 +105,7 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig
             given = tomllib.loads(read_text(args.config))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{args.config} is not TOML ({error}); write one setting a line, as rank = 64") from error
-    own = {"rank": 64, "batch": 4, "size": 512, "frames": 1}
+    own = {"rank": 64, **asdict(DataSettings())}
     known = [field.name for field in fields(DistillConfig)]
     for name, value in vars(args).items():
         if (name in own or name in known) and value is not None:
@@ -115,50 +117,13 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, int], DistillConfig
         raise ValueError(f"{args.config} has {', '.join(unknown)}; the settings are {', '.join([*own, *known])}")
     if "omega" in given:
         given["omega"] = tuple(given["omega"])
-    numbers = {name: int(given.pop(name, default)) for name, default in own.items()}
-    return numbers, DistillConfig(**given), "omega" in given
+    values = {name: typed(name, given.pop(name, default), default) for name, default in own.items()}
+    return values.pop("rank"), DataSettings(**values), DistillConfig(**given), "omega" in given
 
 
-def examples_of(
-    args: argparse.Namespace,
-    teacher: Teacher | FlowTeacher,
-    settings: Mapping[str, int],
-    config: DistillConfig,
-    progress: Bars,
-) -> tuple[Examples, dict[str, str]]:
-    """The latents and conditions of a folder of pictures, or of what the teacher draws for a file of prompts.
-
-    With them what they were made of, as the identity of a training: the files, since their latents differ in the last
-    bits between machines.
-    """
-    square = (settings["size"], settings["size"])
-    seed, guided = config.seed, config.omega != (0, 0) or not teacher.guides_itself
-    uncond = teacher.conditions("", square, empty=True) if guided else ()
-    if args.data:
-        pictures = read_folder(Path(args.data))
-        sizes = bucket_sizes(square[0] * square[1], 8 * teacher.cell)
-        cond = [teacher.conditions(picture.caption, bucket_of(picture.size, sizes)) for picture in pictures]
-        with progress("encode") as report:
-            latents = []
-            for latent in encode_pictures(pictures, teacher.encode, sizes):
-                latents.append(latent)
-                report(len(latents), len(pictures))
-        source = {
-            "pictures": digest_of([hashlib.sha256(picture.path.read_bytes()).hexdigest() for picture in pictures]),
-            "captions": digest_of([picture.caption for picture in pictures]),
-        }
-        return Examples(latents, cond, uncond, settings["batch"], seed), source
-    prompts = read_prompts(Path(args.prompts))
-    cond = [teacher.conditions(prompt, square) for prompt in prompts]
-    shape = teacher.shape(settings["size"], settings["frames"])
-    latents = []
-    with progress("draw") as report:
-        for i, each in enumerate(cond):
-            given, without = (tuple(c[None] for c in both) for both in (each, uncond))
-            latents += sample_latents(
-                teacher, given, without, shape, schedule=teacher.schedule,
-                prediction=teacher.prediction, steps=args.teacher_steps, seed=seed, first=i,
-            )  # fmt: skip
-            report(i + 1, len(cond))
-    source = {"prompts": digest_of(prompts), "teacher steps": str(args.teacher_steps)}
-    return Examples(latents, cond, uncond, settings["batch"], seed), source
+def typed(name: str, value: Any, default: Any) -> Any:
+    """The value in its default's type; ValueError for one of another, which TOML may have."""
+    whole = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+    if type(value) is not type(default) and not whole:
+        raise ValueError(f"{name} {value!r} must be of the type of its default, {default!r}")
+    return type(default)(value)

@@ -92,6 +92,33 @@ def test_pictures_make_a_lora_that_diffusers_loads(checkpoint, pictures, tmp_pat
     assert sum("lora_A" in name for name, _ in pipeline.unet.named_modules() if name.endswith("lora_A")) == len(vector)
 
 
+def test_encoded_pictures_serve_other_trainings(checkpoint, pictures, tmp_path, capsys):
+    """Views, flips and empty prompts; tar files; and another training, of the same data, encodes nothing."""
+    import webdataset
+
+    with webdataset.TarWriter(str(tmp_path / "data.tar")) as tar:
+        for name in "abc":
+            tar.write({"__key__": name, "png": (pictures / f"{name}.png").read_bytes(), "txt": name})
+    given = ["--checkpoint", checkpoint, "--cache", tmp_path / "cache", *SMALL, "--empty-share", "0.5"]
+    given += ["--views", "2", "--crop", "random", "--flip"]
+    results = [
+        run(capsys, *given, "--data", data, "--out", tmp_path / f"{i}.safetensors")[1]
+        for i, data in enumerate([pictures, pictures, tmp_path / "data.tar"])
+    ]
+    assert [result["encoded"] for result in results] == [3, 0, 0]
+    assert [result["examples"] for result in results] == [3, 3, 3]
+    first, *others = (LoRAVector.load(tmp_path / f"{i}.safetensors") for i in range(3))
+    assert [(first - other).norm() for other in others] == [0, 0]
+    for changed, said in [
+        ({"--views": 3, "--crop": "center"}, "views 3 must be 1 … 2"),
+        ({"--empty-share": 2}, "empty_share 2 must be in [0, 1)"),
+        ({"--encode-batch": 0}, "encode_batch 0 must be at least 1"),
+    ]:
+        options = [*given, "--data", pictures, "--out", tmp_path / "x.safetensors", *sum(changed.items(), ())]
+        code, result = run(capsys, *options)
+        assert code == 1 and said in result["error"]
+
+
 @pytest.mark.bits
 def test_a_training_goes_on_from_its_state(checkpoint, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a b\n\nc\n")
@@ -104,7 +131,7 @@ def test_a_training_goes_on_from_its_state(checkpoint, tmp_path, capsys):
     code, result = run(capsys, *source, "--out", parts, "--steps", 4, "--force")
     assert code == 1 and "go on from it with --resume" in result["error"]
     result = run(capsys, *source, "--out", parts, "--steps", 4, "--force", "--resume")[1]
-    assert (result["steps"], result["resumed_after"]) == (4, 2)
+    assert (result["steps"], result["resumed_after"], result["drawn"]) == (4, 2, 0)
     assert (LoRAVector.load(whole) - LoRAVector.load(parts)).norm() == 0
 
 
@@ -136,6 +163,8 @@ def test_a_training_goes_on_with_the_same_alone(checkpoint, pictures, tmp_path, 
         ({"rank": 2}, ["rank", "alpha"]),
         ({"dtype": "float16"}, ["dtype", "encoders", "network"]),
         ({"seed": 1}, ["seed"]),
+        ({"views": 2, "crop": "random"}, ["views", "crop", "flip"]),
+        ({"empty_share": 0.5}, ["empty_share"]),
     ]:
         code, result = go(steps=3, **changed)
         assert code == 1 and re.findall(r"[(,] ?(\w+) [^ ]* there", result["error"]) == names, result
@@ -167,6 +196,7 @@ def test_a_state_that_cannot_be_written_costs_no_training(checkpoint, pictures, 
         (["--checkpoint", "nowhere", "--prompts", "p.txt"], "nowhere does not exist"),
         (["--checkpoint", ".", "--prompts", "p.txt"], "no model_index.json"),
         (["--checkpoint", ".", "--prompts", "p.txt", "--config", "bad.toml"], "bad.toml has speed; the settings are"),
+        (["--checkpoint", ".", "--prompts", "p.txt", "--config", "typed.toml"], "flip 'no' must be of the type of its"),
         (["--checkpoint", ".", "--prompts", "p.txt", "--learning-rate", "3"], "learning_rate 3.0 must be"),
     ],
 )
@@ -174,6 +204,7 @@ def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.txt").write_text("a")
     (tmp_path / "bad.toml").write_text("speed = 3\n")
+    (tmp_path / "typed.toml").write_text('flip = "no"\n')
     code, result = run(capsys, *arguments, "--out", "lcm.safetensors", "--device", "cpu")
     assert code == 1 and said in result["error"]
     assert not (tmp_path / "lcm.safetensors").exists()

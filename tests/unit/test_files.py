@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcm_core.distill.data import read_folder
+from lcm_core.distill.data.folder import read_folder
 from lcm_core.distill.pipeline import read_prompts
 from lcm_core.files import output_path, read_text
 from lcm_core.guidance import load_guidance_projection
@@ -331,4 +331,4 @@ def test_pictures_may_have_names_that_are_not_written(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     lines = [json.dumps({"file_name": name, "text": name}) for name in ("what?.png", "ab:c.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert sorted(picture.caption for picture in read_folder(tmp_path)) == ["ab:c.png", "what?.png"]
+    assert sorted(read_folder(tmp_path).values()) == ["ab:c.png", "what?.png"]

@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, help="the teacher: a folder in diffusers' layout, or a .safetensors checkpoint"
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="a folder of pictures with captions, name.txt beside each or metadata.jsonl")
+    source.add_argument(
+        "--data",
+        help="a folder of pictures with captions, name.txt beside each or metadata.jsonl; or tar files of webdataset, "
+        "as a folder of them or such as 'data/{000..099}.tar'",
+    )
     source.add_argument("--prompts", help="a text file, a prompt a line: the teacher draws the pictures itself")
     parser.add_argument("-o", "--out", dest="output", required=True, help="the LoRA to write, .safetensors")
     parser.add_argument("--config", help="a TOML file of settings: those below and DistillConfig's")
@@ -43,6 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="rank of the LoRA (default 64)")
     parser.add_argument("--batch", type=int, help="latents a step, over all processes (default 4)")
     parser.add_argument("--size", type=int, help="side in pixels of a square with the pictures' area (default 512)")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="where latents and captions are kept once they are encoded, for other "
+        "trainings too (default: beside the output, .cache)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--views", type=int, help="how often each picture is encoded, cropped or flipped anew (default 1)"
+    )
+    parser.add_argument("--crop", choices=("center", "random"), help="what is kept of a picture (default center)")
+    parser.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=None, help="every other view is mirrored, or with one "
+        "view half of the pictures (default no)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--empty-share", type=float, metavar="SHARE", help="of the prompts that are empty, for a model that is guided "
+        "afterwards too (default 0)",
+    )  # fmt: skip
+    parser.add_argument("--encode-batch", type=int, help="pictures that are encoded, or drawn, at once (default 8)")
     parser.add_argument("--frames", type=int, help="of the videos that a video model draws for --prompts (default 1)")
     parser.add_argument(
         "--omega", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the guidance to learn (default 5 15; of a model "
