@@ -44,6 +44,7 @@ def run_fleet(comfyui: Path, base: Path, hosts: int, prompts: int, size: int) ->
         command += ["--comfyui", str(comfyui), "--output", folder]
         command += ["--hosts", str(hosts), "--gpus", "0", "--prompt", "cat", "--seeds", f"0:{prompts}"]
         command += ["--set", "5.batch_size=1", "--set", f"5.width={size}", "--set", f"5.height={size}"]
+        command += ["--set", "1.ckpt_name=pocket.safetensors", "--set", "2.lora_name=pocket_lcm.safetensors"]
         command += ["--", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
         environment = os.environ | THREADS | token | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
         begin, ready, made = time.monotonic(), 0.0, []

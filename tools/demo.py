@@ -6,7 +6,6 @@ Started by `python tools/run.py demo`, in the environment that runs ComfyUI.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import shlex
@@ -14,9 +13,10 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,6 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from comfy_client import Client, Graph, PromptError  # noqa: E402
 from host_process import HostError, HostProcess  # noqa: E402
+
+from tools.templates import ON_POCKET  # noqa: E402
+from tools.templates.graph import api_format  # noqa: E402
 
 OUTPUT = ROOT / "output" / "demo"
 LOG = ROOT / ".host" / "logs" / "demo.log"
@@ -77,26 +80,26 @@ def core_graph(sampler: str, steps: int, cfg: float, lora: str | None = None) ->
     return graph
 
 
-def shipped_graph(name: str, steps: int = 4) -> Graph:
-    """workflows/api/<name>.json with its number of steps set."""
-    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+def template_graph(name: str, descriptions: Mapping[str, Any], steps: int = 4) -> Graph:
+    """A template on the pocket model with its number of steps set."""
+    graph = api_format(ON_POCKET[name], descriptions)
     graph[sampler_of(graph)]["inputs"]["steps"] = steps
     return graph
 
 
-def variants() -> list[Variant]:
-    """The rows, each set against the first: the same model with a many-step solver."""
+def variants(descriptions: Mapping[str, Any]) -> list[Variant]:
+    """The rows, each set against the first: the same model with a many-step solver. descriptions: /object_info"""
     return [
         Variant("DPM++ 2M, 25 steps", core_graph("dpmpp_2m", 25, GUIDANCE)),
         Variant("DPM++ 2M, 4 steps", core_graph("dpmpp_2m", 4, GUIDANCE)),
         Variant("DDIM, 4 steps", core_graph("ddim", 4, GUIDANCE)),
         Variant("DDIM, 2 steps", core_graph("ddim", 2, GUIDANCE)),
         Variant("DDIM, 1 step", core_graph("ddim", 1, GUIDANCE)),
-        Variant("LCM-LoRA, 1 step", shipped_graph("lcm_lora_txt2img", 1)),
-        Variant("LCM-LoRA, 2 steps", shipped_graph("lcm_lora_txt2img", 2)),
-        Variant("LCM-LoRA, 4 steps", shipped_graph("lcm_lora_txt2img", 4)),
+        Variant("LCM-LoRA, 1 step", template_graph("lcm_lora_txt2img", descriptions, 1)),
+        Variant("LCM-LoRA, 2 steps", template_graph("lcm_lora_txt2img", descriptions, 2)),
+        Variant("LCM-LoRA, 4 steps", template_graph("lcm_lora_txt2img", descriptions, 4)),
         Variant("style, DPM++ 2M, 25 steps", core_graph("dpmpp_2m", 25, GUIDANCE, "pocket_style.safetensors")),
-        Variant("style + LCM-LoRA, 4 steps", shipped_graph("lcm_lora_style_mix", 4)),
+        Variant("style + LCM-LoRA, 4 steps", template_graph("lcm_lora_style_mix", descriptions, 4)),
     ]
 
 
@@ -211,7 +214,6 @@ def table(rows: list[Row], clarity: Callable[[np.ndarray], float]) -> str:
 
 def main() -> None:
     start = time.perf_counter()
-    rows = variants()
     comfyui, python = Path(os.environ["LCM_HOST_DIR"]), os.environ["LCM_HOST_PYTHON"]
     print("- start ComfyUI", flush=True)
     base, extra = Path(os.environ["LCM_HOST_BASE"]), shlex.split(os.environ["LCM_HOST_ARGS"])
@@ -221,6 +223,7 @@ def main() -> None:
         judge = load_judge()
         host.wait_ready()
         client = Client(host.url)
+        rows = variants(client.object_info())
         print("- load the model and warm up", flush=True)
         for variant in (rows[-1], rows[1]):
             client.queue(for_prompt(variant.graph, "", 0, "demo/warm_up"))

@@ -19,6 +19,7 @@ from host_process import HostError, HostProcess, clean_environment, device_argum
 from setup_env import (
     BASE,
     COMFYUI,
+    POCKET_PACK,
     ROOT,
     WORK,
     StepError,
@@ -26,6 +27,7 @@ from setup_env import (
     ensure_chromium,
     ensure_comfyui,
     ensure_venv,
+    run_step,
     user_python,
     venv_python,
 )
@@ -127,7 +129,13 @@ def serve(comfyui: Path, python: str, host_arguments: list[str], port: int | Non
     print("- start ComfyUI", flush=True)
     with HostProcess(comfyui, python, BASE, log, host_arguments, port=port) as host:
         version = host.wait_ready()["system"].get("comfyui_version", "")
-        print(f"\nComfyUI {version} is ready: {host.url}\nIts log: {log}\nCtrl-C stops it.", flush=True)
+        run_step(
+            "write the templates on the pocket model",
+            [python, "-m", "tools.pocket_templates", host.url, str(POCKET_PACK / "workflows")],
+            "read the log, then run the same command again",
+        )
+        print(f"\nComfyUI {version} is ready: {host.url}\nIts log: {log}")
+        print("Templates on the pocket model: Templates → Extensions → pocket-model. Ctrl-C stops it.", flush=True)
         try:
             host.process.wait()
             host.check_alive()
@@ -149,7 +157,7 @@ def main() -> None:
         comfyui = arguments.comfyui.resolve()
         python = arguments.python or user_python(comfyui)
         extra = extra or device_arguments(python)
-    ensure_base(python)
+    ensure_base(python, comfyui)
     if arguments.command == "serve":
         serve(comfyui, python, extra, arguments.port)
         return

@@ -23,6 +23,7 @@ VENV = ROOT / ".venv"
 WORK = ROOT / ".host"
 COMFYUI = WORK / "comfyui"
 BASE = WORK / "base"
+POCKET_PACK = BASE / "custom_nodes" / "pocket-model"
 LAYOUT = "1"
 STAMP = "lcm-lora-stamp.txt"
 UNFINISHED = "unfinished"
@@ -167,7 +168,7 @@ def ensure_comfyui() -> None:
     shutil.rmtree(part)
 
 
-def ensure_base(python: str) -> None:
+def ensure_base(python: str, comfyui: Path = COMFYUI) -> None:
     """The base folder in .host/base: models, this repository among the custom nodes, the templates' pictures."""
     checkpoints, loras = BASE / "models" / "checkpoints", BASE / "models" / "loras"
     for folder in (checkpoints, loras, *(BASE / name for name in ("input", "output", "temp", "user", "custom_nodes"))):
@@ -177,8 +178,10 @@ def ensure_base(python: str) -> None:
         if link.is_symlink():
             link.unlink()
         link_folder(link)
-    for picture in (ROOT / "workflows" / "inputs").iterdir():
-        shutil.copyfile(picture, BASE / "input" / picture.name)
+    shutil.copytree(ROOT / "workflows" / "inputs", BASE / "input", dirs_exist_ok=True)
+    shutil.copyfile(comfyui / "input" / "example.png", BASE / "input" / "example.png")
+    (POCKET_PACK / "workflows").mkdir(parents=True, exist_ok=True)
+    (POCKET_PACK / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
     run_step(
         "assemble the pocket model",
         [python, "-m", "pocket.assemble", "--checkpoints", str(checkpoints), "--loras", str(loras)],

@@ -63,7 +63,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def shared_front(chromium: Browser, host: Client, base: Path, stand_in: None, pytestconfig: pytest.Config) -> FrontEnd:
     pack = next(link.name for link in (base / "custom_nodes").iterdir() if link.resolve() == ROOT)
-    context = chromium.new_context(viewport={"width": 1920, "height": 1080}, locale="en-US")
+    context = chromium.new_context(viewport={"width": 1600, "height": 1000}, locale="en-US")
     stored = ROOT / "docs" / "screenshots" if pytestconfig.getoption("--store-screenshots") else None
     return FrontEnd(context, host.url, pack, base.parent / "screenshots", stored)
 

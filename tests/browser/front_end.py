@@ -25,7 +25,7 @@ SETTINGS = {
 HOSTS_OWN = ("api.comfy.org", "/api/userdata", "/templates/", "huggingface.co", "Error fetching file size")
 JPEG: dict[str, Any] = {"type": "jpeg", "quality": 80}
 README_PICTURES = {"template_browser", "lcm_lora_txt2img", "lcm_lora_style_mix"}
-ASIDE = (960, 1078)  # where the mouse points at nothing: the canvas's lower edge
+ASIDE = (800, 998)  # where the mouse points at nothing: the canvas's lower edge
 CANVAS_ALONE = ".splitter-overlay-root, .selection-toolbox { opacity: 0 !important }"
 DROP = """([name, type, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))

@@ -89,11 +89,11 @@ window.probe = {
     ]
   },
 
-  // Makes a template one for the pocket model, {old: new value}; with a training in it, one of 2 steps wherever it steps.
+  // Gives the widgets of nodes values, {id: {name: value}}.
   standIn(values) {
-    const trains = app.graph.nodes.some(({ type }) => ['LCMLoRA_Distill', 'LCMLoRA_Finetune'].includes(type))
-    for (const widget of app.graph.nodes.flatMap(({ widgets }) => widgets ?? []))
-      widget.value = trains && widget.name === 'steps' ? 2 : (values[widget.value] ?? widget.value)
+    for (const [id, named] of Object.entries(values))
+      for (const widget of app.graph.getNodeById(id).widgets ?? [])
+        if (widget.name in named) widget.value = named[widget.name]
   },
 
   // Nodes that the host has not, and choices that it does not offer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import signal
@@ -26,6 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = 40
 
 
+@pytest.fixture
+def on_pocket(workflow, tmp_path_factory) -> str:
+    """A file with the text-to-image template on the pocket model."""
+    file = tmp_path_factory.mktemp("workflow") / "on_pocket.json"
+    file.write_text(json.dumps(workflow("lcm_lora_txt2img")), encoding="utf-8")
+    return str(file)
+
+
 def queue_prompt(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "queue_prompt.py"), *arguments]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
@@ -36,8 +45,8 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_queue_prompt_sets_the_inputs_and_saves_the_pictures(host, workflow, tmp_path):
-    arguments = ["--url", host.url, "--output", str(tmp_path / "new" / "dog.png")]
+def test_queue_prompt_sets_the_inputs_and_saves_the_pictures(host, workflow, on_pocket, tmp_path):
+    arguments = ["--url", host.url, "--workflow", on_pocket, "--output", str(tmp_path / "new" / "dog.png")]
     done = queue_prompt(*arguments, "--prompt", "dog", "--seed", "11", "--strength", "0.9", "--set", "6.steps=3")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -70,8 +79,9 @@ def test_queue_prompt_sets_the_inputs_and_saves_the_pictures(host, workflow, tmp
         (["--workflow", str(ROOT / "workflows" / "lcm_lora_txt2img.json")], "not in API format"),
     ],
 )
-def test_queue_prompt_says_what_is_wrong(host, tmp_path, arguments, message):
-    done = queue_prompt("--url", host.url, "--output", str(tmp_path / "picture.png"), *arguments)
+def test_queue_prompt_says_what_is_wrong(host, on_pocket, tmp_path, arguments, message):
+    output = str(tmp_path / "picture.png")
+    done = queue_prompt("--url", host.url, "--workflow", on_pocket, "--output", output, *arguments)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -137,9 +147,10 @@ def test_listen_reads_every_kind_of_frame():
     assert head == b"\x8a\x84" and bytes(byte ^ mask[i] for i, byte in enumerate(data)) == b"ping"
 
 
-def run_fleet(base: Path, output: Path, *arguments: str) -> Iterator[tuple[str, int, int]]:
+def run_fleet(base: Path, output: Path, workflow: str, *arguments: str) -> Iterator[tuple[str, int, int]]:
     """Make the 40 pictures in `output`; yields ("host", -1, process) for each host and ("picture", index, process)."""
-    command = [sys.executable, str(ROOT / "scripts" / "ray_fleet.py"), "--output", str(output), *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "ray_fleet.py"), "--output", str(output), "--workflow", workflow]
+    command += [*arguments]
     command += ["--prompt", "cat", "--prompt", "dog", "--seeds", f"0:{PROMPTS // 2}"]
     command += ["--set", "5.batch_size=1", "--set", "6.steps=2", "--", *host_arguments(base)]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
@@ -160,7 +171,7 @@ def host_arguments(base: Path) -> list[str]:
 
 
 @pytest.mark.alone
-def test_fleet_loses_and_doubles_nothing_when_a_host_is_killed(base, tmp_path, monkeypatch):
+def test_fleet_loses_and_doubles_nothing_when_a_host_is_killed(base, on_pocket, tmp_path, monkeypatch):
     """40 prompts on 2 hosts; one host is killed after 10 pictures; each picture equals a single host's, bit for bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in every host: another number of threads may round differently
     monkeypatch.setenv("RAY_AUTH_TOKEN", os.urandom(16).hex())  # so that Ray writes none into the home folder
@@ -173,7 +184,7 @@ def test_fleet_loses_and_doubles_nothing_when_a_host_is_killed(base, tmp_path, m
     with HostProcess(comfyui, python, base, tmp_path / "single.log", arguments) as single:
         processes, made, makers = [], [], set()
         start = ["--comfyui", str(comfyui), "--python", python, "--hosts", "2"]
-        for kind, index, process in run_fleet(base, tmp_path / "fleet", *start):
+        for kind, index, process in run_fleet(base, tmp_path / "fleet", on_pocket, *start):
             if kind == "host":
                 processes.append(process)
                 continue
@@ -182,7 +193,8 @@ def test_fleet_loses_and_doubles_nothing_when_a_host_is_killed(base, tmp_path, m
             if len(made) == 10:
                 os.kill(processes[0], getattr(signal, "SIGKILL", signal.SIGTERM))
         single.wait_ready()
-        alone = [index for kind, index, _ in run_fleet(base, tmp_path / "single", "--url", single.url) if index >= 0]
+        again = run_fleet(base, tmp_path / "single", on_pocket, "--url", single.url)
+        alone = [index for _, index, _ in again if index >= 0]
     assert sorted(made) == sorted(alone) == list(range(PROMPTS))
     assert len(processes) == 2 and makers > set(processes), "the killed host did not come back"
     pictures = [pixels(tmp_path / "fleet" / f"{i:05}.png") for i in range(PROMPTS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pocket.judge import as_batch, load_judge
+from tools import pocket_templates
 from tools.comfy_client import PromptError
 from tools.parts.workflows import files
-from tools.templates import TEMPLATES
+from tools.templates import ON_POCKET, TEMPLATES
 from tools.templates.common import SIZE
-from tools.templates.graph import with_stand_ins
 from tools.templates.thumbnail import sheet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,30 +126,59 @@ def test_templates_fit_the_nodes(host):
     assert [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text] == []
 
 
-@pytest.mark.parametrize("template", [t for t in TEMPLATES if not t.network], ids=lambda template: template.name)
-def test_workflow_gives_the_stored_pictures(template, sample, workflow, stand_in, request):
-    graph, name = with_stand_ins(workflow(template.name), template.stand_ins), template.name
-    pictures = sample(graph)
+def test_serve_offers_the_templates_that_run_on_the_pocket_model(host, tmp_path):
+    """But those whose files the tests alone have."""
+    pocket_templates.main(host.url, tmp_path)
+    written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*.json")}
+    assert written.keys() == {path.stem for path in tmp_path.glob("*.jpg")}
+    assert ON_POCKET.keys() - written.keys() <= {"full_lcm_guidance", "sdxl_lightning_hyper_dmd2"}
+    for name, workflow in written.items():
+        values = [value for node in workflow["nodes"] for value in node["widgets_values"]]
+        loaded = {value for value in values if str(value).endswith(".safetensors")}
+        assert loaded and all(value.startswith(("pocket", "test_", "Hyper")) for value in loaded), name
+
+
+@pytest.mark.parametrize("name", [template.name for template in ON_POCKET.values() if not template.trains])
+def test_workflow_gives_the_stored_pictures(name, sample, workflow, stand_in, request):
+    pictures = sample(workflow(name))
     assert pictures
-    stored, found = PICTURES / f"{name}.png", sheet(pictures)
-    if template.trains:
-        check_training(pictures)
     if request.config.getoption("--store-pictures"):
-        PICTURES.mkdir(exist_ok=True)
-        Image.fromarray(found).save(stored)
+        store(name, pictures)
+    stored = PICTURES / f"{name}.png"
     assert stored.exists(), "look at the workflow's picture, then store it: run.py test tests/host --store-pictures"
-    if template.trains:
-        return
-    difference = np.abs(coarse(found) - coarse(np.asarray(Image.open(stored).convert("RGB"))))
+    difference = np.abs(coarse(sheet(pictures)) - coarse(np.asarray(Image.open(stored).convert("RGB"))))
     assert difference.mean() < 4 and difference.max() < 32
 
 
-def check_training(pictures):
+def store(name, pictures):
+    PICTURES.mkdir(exist_ok=True)
+    Image.fromarray(sheet(pictures)).save(PICTURES / f"{name}.png")
+
+
+def test_a_training_makes_few_steps_surer(host, workflow, request):
     """The judge is surer of what it sees in the pictures with the LoRA that was trained than in those before them."""
+    pictures = host.images(host.queue(workflow("distil_your_own")))
+    if request.config.getoption("--store-pictures"):
+        store("distil_your_own", pictures)
     small = np.stack([picture for picture in pictures if picture.shape == (SIZE, SIZE, 3)])
     certainty = load_judge().logits(as_batch(small))["object"].softmax(1).amax(1)
     without, trained = certainty.chunk(2)
     assert trained.mean() > without.mean() + 0.05, f"{trained.mean()} with the LoRA, {without.mean()} without"
+
+
+def test_a_training_learns_from_a_folder(host, workflow, request):
+    """Two steps, unless its picture is to be stored, which 40 make."""
+    storing, graph = request.config.getoption("--store-pictures"), workflow("distil_from_folder")
+    (training,) = (node for node in graph.values() if node["class_type"] == "LCMLoRA_Distill")
+    (shown,) = (key for key, node in graph.items() if node["class_type"] == "PreviewAny")
+    training["inputs"] |= {} if storing else {"steps": 2, "rank": 4}
+    entry = host.queue(graph)
+    report = entry["outputs"][shown]["text"][0]
+    assert "8 latents, 8 prompts" in report and f"{training['inputs']['steps']} steps" in report
+    pictures = [picture for picture in host.images(entry) if picture.shape == (SIZE, SIZE, 3)]
+    assert len(pictures) == 4
+    if storing:
+        store("distil_from_folder", pictures)
 
 
 def coarse(image):

@@ -6,10 +6,11 @@ import math
 
 from lcm_core.schedule import Flow, NoiseSchedule
 
-from .common import POCKET, SIZE, prompts
+from .common import POCKET, SDXL, SIZE, Setting, empty, files, prompts
 from .graph import Drawing, Graph, Node, Output, Template
 from .models import downloads
 
+LIGHTNING = "sdxl_lightning_4step_lora.safetensors"
 HYPER = "Hyper-SD15-4steps-lora.safetensors"  # the name under which the pocket model's LoRA is one of Hyper-SD
 AUTO = """### What auto takes from the recipe
 
@@ -30,29 +31,27 @@ def described(graph: Graph, clip: Output, text: str) -> tuple[Node, Node]:
     return positive, graph.add("ConditioningZeroOut", "Negative: none at cfg 1", conditioning=positive)
 
 
-def sdxl_accelerators() -> Template:
+def sdxl_accelerators(on: Setting) -> Template:
     graph = Graph()
-    checkpoint, lightning = "sd_xl_base_1.0.safetensors", "sdxl_lightning_4step_lora.safetensors"
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
-    fast = graph.add("LCMLoRA_Loader", "Lightning, Hyper-SD or DMD2", model=base, lora_name=lightning)
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SDXL, POCKET))
+    fast = graph.add("LCMLoRA_Loader", "Lightning, Hyper-SD or DMD2", model=base, lora_name=on(LIGHTNING, HYPER))
     texts = prompts(graph, base[1], "close-up photo of a red fox in snow, soft morning light")
-    empty = graph.add("EmptyLatentImage", width=1024, height=1024, batch_size=1)
-    sampler, picture = made(graph, fast, texts, empty, base[2])
+    latent = empty(graph, on(1024, SIZE))
+    sampler, picture = made(graph, fast, texts, latent, base[2])
     save = graph.add("SaveImage", images=picture, filename_prefix="sdxl_accelerated")
     note = f"""## SDXL by Lightning, Hyper-SD or DMD2
 
 Each of these LoRAs wants other noise levels: Lightning and Hyper-SD the trailing grid without fresh noise (γ 0), DMD2
 its own four timesteps with all of it (γ 1). Choose the file in **Load Acceleration LoRA**; nothing else changes.
 
-{downloads(checkpoint, lightning, "Hyper-SDXL-8steps-lora.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors")}
+{files(on, SDXL, LIGHTNING, "Hyper-SDXL-8steps-lora.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors")}
 
 One of the LoRAs is enough, and the checkpoint may be any SDXL fine-tune. The number of steps is the one in the file's
 name: 2, 4 or 8."""
     return Template(
         "sdxl_lightning_hyper_dmd2", graph, [(note, 2), (AUTO, 1)],
-        [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])],
+        [[("Model", [base, fast])], [("Prompt", texts), ("Picture", [latent])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
-        stand_ins={checkpoint: POCKET, lightning: HYPER, 1024: SIZE},
         drawing=Drawing("SDXL", "Lightning, Hyper-SD or DMD2", NoiseSchedule.scaled_linear(), ["sdxl-lightning"]),
     )  # fmt: skip
 
@@ -71,9 +70,8 @@ def flux_turbo() -> Template:
 
 {downloads(checkpoint, turbo)}
 
-Rename the LoRA's file, which is called diffusion_pytorch_model.safetensors there: by its name it is recognised. It
-takes 8 steps of the trailing grid under the model's own shift, γ 0, cfg 1 and distilled guidance 3.5; another guidance
-is warned of. Both files are under FLUX.1 [dev]'s non-commercial licence.
+By its name the LoRA's file is recognised. It takes 8 steps of the trailing grid under the model's own shift, γ 0, cfg 1
+and distilled guidance 3.5; another guidance is warned of. Both files are under FLUX.1 [dev]'s non-commercial licence.
 
 ByteDance's Hyper-FLUX.1-dev-8steps-lora.safetensors goes the same way, at strength 0.125."""
     return Template(

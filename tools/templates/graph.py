@@ -72,7 +72,6 @@ class Template:
 
     notes:      texts in Markdown, side by side above the graph, and their width in columns
     columns:    from left to right the groups of each, from top to bottom, as (title, nodes)
-    stand_ins:  what the tests put in place of values that the pocket model can't serve
     network:    the network of tests/host/shrunken.py that tests run it on, where nothing of the pocket model can serve
     before:     the picture of workflows/inputs that the thumbnail shows beside the result
     drawing:    the thumbnail, in place of the result
@@ -83,7 +82,6 @@ class Template:
     graph: Graph
     notes: Sequence[tuple[str, int]]
     columns: Sequence[Sequence[tuple[str, Sequence[Node]]]]
-    stand_ins: Mapping[str | int, str | int] = field(default_factory=dict)
     network: str | None = None
     before: str | None = None
     drawing: Drawing | None = None
@@ -92,7 +90,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Slot:
-    """An input as the front end has it. `value` is a widget's."""
+    """An input as the front end has it. `value` is a widget's; `choices` those of a list of values, if it is one."""
 
     name: str
     type: str
@@ -101,6 +99,7 @@ class Slot:
     value: Any = None
     height: int = SLOT
     extra: Any = None
+    choices: Sequence[Any] | None = None
 
     def as_input(self, link: int | None) -> dict[str, Any]:
         shape = {"shape": OPTIONAL} if self.optional else {}
@@ -124,7 +123,8 @@ def slots(node: Node, description: Description) -> Iterator[Slot]:
                 given = options.get("default", choices[0])
             height = TEXT if options.get("multiline") else WIDGET
             control = "fixed" if options.get("control_after_generate") else None
-            found.append(Slot(name, kind, True, group == "optional", given, height, control))
+            listed = choices if kind == "COMBO" else None
+            found.append(Slot(name, kind, True, group == "optional", given, height, control, listed))
             if options.get("image_upload"):
                 found.append(Slot("upload", "IMAGEUPLOAD", True, value="image", height=WIDGET))
     unknown = node.inputs.keys() - {slot.name for slot in found}
@@ -152,12 +152,3 @@ def api_format(template: Template, descriptions: Mapping[str, Description]) -> d
         meta = {"title": title(node, description)}
         graph[str(node.id)] = {"class_type": node.type, "inputs": inputs, "_meta": meta}
     return graph
-
-
-def with_stand_ins(graph: Mapping[str, Any], stand_ins: Mapping[str | int, str | int]) -> dict[str, Any]:
-    """An API graph with these values in place of those."""
-    return {
-        key: {**node, "inputs": {name: value if isinstance(value, list) else stand_ins.get(value, value)
-                                 for name, value in node["inputs"].items()}}
-        for key, node in graph.items()
-    }  # fmt: skip

@@ -32,11 +32,12 @@ def from_result(template: Template) -> Image.Image:
         cells = [stored]
     columns = math.ceil(math.sqrt(len(cells)))
     cell = SIDE // columns
+    above = (SIDE - math.ceil(len(cells) / columns) * cell) // 2
     square = Image.new("RGB", (SIDE, SIDE), "white")
     for i, picture in enumerate(cells):
         scale = cell / max(picture.size)
         fitted = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-        left, top = i % columns * cell, i // columns * cell
+        left, top = i % columns * cell, above + i // columns * cell
         square.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
     return square
 

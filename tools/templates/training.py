@@ -1,57 +1,128 @@
-"""An LCM-LoRA made in ComfyUI."""
+"""An LCM-LoRA made in ComfyUI: from the model alone, and from a folder of pictures."""
 
 from __future__ import annotations
 
-from .common import POCKET, SIZE, prompts, sampled
-from .graph import Graph, Template
+from .common import POCKET, SD15, SIZE, Setting, empty, prompts, sampled
+from .graph import Graph, Node, Output, Template
+from .models import downloads
+
+SCALE = f"""### What it takes
+
+{downloads(SD15)}
+
+Some thousands of steps of batch 4 or more, on a GPU: hours for Stable Diffusion 1.5. Hundreds show an effect. The
+state of the training is kept in output/lcm_training: raise steps and run again, and it goes on. **Distil LCM-LoRA**
+draws a picture every preview_every steps. With too little memory switch gradient_checkpointing on."""
+SMALL = """### On the pocket model
+
+It takes a minute on a CPU. The state of the training is kept in output/lcm_training: raise steps and run again, and it
+goes on."""
 
 
-def distil_your_own() -> Template:
+def settings(on: Setting) -> dict[str, int | float]:
+    """Of the training: the paper's, and what the pocket model learns from in a minute."""
+    return {
+        "steps": on(1000, 40), "batch_size": on(4, 2), "learning_rate": on(1e-4, 1e-3), "rank": on(64, 32),
+        "omega_min": on(5.0, 1.0), "omega_max": on(15.0, 2.0), "links": on(50, 8), "preview_every": on(50, 20),
+    }  # fmt: skip
+
+
+def taught(graph: Graph, on: Setting, **models: Output) -> tuple[Node, Node, Node, Node]:
+    """(a folder of pictures with texts, scaled, cut, encoded); models: vae and clip"""
+    size = on(512, SIZE)
+    folder = graph.add(
+        "LoadImageTextDataSetFromFolder", "Pictures and their texts", folder=on("my_pictures", "pocket_pictures")
+    )  # fmt: skip
+    scaled = graph.add("ResizeImagesByShorterEdge", "The model's size", images=folder, shorter_edge=size)
+    cut = graph.add("CenterCropImages", "Square", images=scaled, width=size, height=size)
+    return folder, scaled, cut, graph.add("MakeTrainingDataset", images=cut, texts=folder[1], **models)
+
+
+def distil_your_own(on: Setting) -> Template:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=POCKET)
-    texts = prompts(graph, base[1], "animal")
-    many = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=8)
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
+    texts = prompts(graph, base[1], on("photo of an animal", "animal"))
+    many = empty(graph, on(512, SIZE), on(16, 8))
     data = graph.add(
         "KSampler", "The data: pictures of the teacher", model=base, positive=texts[0], negative=texts[1],
-        latent_image=many, seed=1, steps=12, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
+        latent_image=many, seed=1, steps=on(25, 12), cfg=on(7.5, 1.0), sampler_name="dpmpp_2m", scheduler="karras",
     )  # fmt: skip
     learnt = graph.add(
-        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, steps=40, seed=1,
-        batch_size=2, learning_rate=1e-3, rank=32, omega_min=1.0, omega_max=2.0, links=8,
-        preview_every=20, state_prefix="lcm_training/pocket",
+        "LCMLoRA_Distill", model=base, positive=texts[0], negative=texts[1], latents=data, seed=1,
+        state_prefix=on("lcm_training/my_lcm", "lcm_training/pocket"), **settings(on),
     )  # fmt: skip
-    report = graph.add("PreviewAny", "What was learnt", source=learnt[2])
     loss = graph.add("PreviewImage", "Loss", images=learnt[1])
     saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/my_lcm")
     fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
-    four = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=4)
+    four = empty(graph, on(512, SIZE), 4)
+    steps = on(4, 2)
     samplers, pictures = zip(
         *(
-            sampled(graph, model, texts, four, base[2], steps=2, original_steps=8, seed=10) for model in (base, fast)
+            sampled(graph, model, texts, four, base[2], steps=steps, original_steps=on(50, 8), seed=10)
+            for model in (base, fast)
         ), strict=True
     )  # fmt: skip
-    before = graph.add("SaveImage", "2 steps of the teacher", images=pictures[0], filename_prefix="before_distillation")
-    after = graph.add("SaveImage", "2 steps with the new LCM-LoRA", images=pictures[1], filename_prefix="my_lcm")
-    note = """## Distil an LCM-LoRA, and use it
+    before = graph.add(
+        "SaveImage", f"{steps} steps of the teacher", images=pictures[0], filename_prefix="before_distillation"
+    )  # fmt: skip
+    after = graph.add(
+        "SaveImage", f"{steps} steps with the new LCM-LoRA", images=pictures[1], filename_prefix="my_lcm"
+    )
+    note = f"""## Distil an LCM-LoRA, and use it
 
-**Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws 8 pictures, and
-40 steps of latent consistency distillation teach a LoRA to reach its results from anywhere on the way to them. With
-one seed you see two steps without and with it. It takes a minute on a CPU, and only animals were taught.
+**Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws {on(16, 8)}
+pictures, and {on(1000, 40)} steps of latent consistency distillation teach a LoRA to reach its results from anywhere on
+the way to them. With one seed you see {steps} steps without and with it. Only animals are taught. The LoRA is saved
+into output/loras.
 
-The training's state is kept in output/lcm_training: raise steps and run again, and it goes on. The LoRA is saved into
-output/loras."""
-    own = """### For a model of your own
-
-Choose the checkpoint and its size, encode your pictures (Load Image → VAE Encode) in place of KSampler, with a prompt
-for each (Conditioning Combine, in the same order). Then rank 64, links 50, learning_rate 0.0001, ω 5 to 15,
-original_steps 50, batch_size 4 or more, and thousands of steps: a GPU's work of hours."""
+Pictures of your own are the better data: the template distil_from_folder."""
     return Template(
-        "distil_your_own", graph, [(note, 3), (own, 2)],
+        "distil_your_own", graph, [(note, 3), (on(SCALE, SMALL), 2)],
         [[("Model: the teacher", [base]), ("Prompt", texts), ("Picture: the data", [data])],
          [("Sampling: before", [samplers[0]]), ("Picture: of the data", [many])],
          [("LoRA vectors: distil", [learnt])],
-         [("LoRA vectors: what was learnt", [report, loss, saved]), ("Model: θ + τ", [fast])],
+         [("LoRA vectors: what was learnt", [loss, saved]), ("Model: θ + τ", [fast])],
          [("Sampling: after", [samplers[1]]), ("Picture", [four])],
          [("Result", [*pictures, before, after])]],
+        trains=True,
+    )  # fmt: skip
+
+
+def distil_from_folder(on: Setting) -> Template:
+    graph = Graph()
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
+    folder, scaled, cut, data = taught(graph, on, vae=base[2], clip=base[1])
+    texts = prompts(graph, base[1], on("one of your texts", "panda"))
+    learnt = graph.add(
+        "LCMLoRA_Distill", model=base, positive=data[1], negative=texts[1], latents=data, seed=1,
+        state_prefix=on("lcm_training/folder", "lcm_training/pocket_folder"), **settings(on),
+    )  # fmt: skip
+    report = graph.add("PreviewAny", "What was learnt", source=learnt[2])
+    saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/from_folder")
+    fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
+    latent = empty(graph, on(512, SIZE), 4)
+    sampler, picture = sampled(
+        graph, fast, texts, latent, base[2], steps=on(4, 2), original_steps=on(50, 8), seed=10
+    )  # fmt: skip
+    save = graph.add("SaveImage", images=picture, filename_prefix="from_folder")
+    own = on(
+        """Make a folder in ComfyUI's input folder, such as input/my_pictures, put pictures in it and beside each its
+text in a file of the same name (fox.png, fox.txt), reload the page and choose it.""",
+        "The folder is input/pocket_pictures: eight pictures, and beside each its text in a file of the same name.",
+    )
+    note = f"""## Distil an LCM-LoRA from a folder
+
+{own} ComfyUI's own nodes read the folder, scale and cut the pictures to the model's size, and encode each with its
+text; **Distil LCM-LoRA** learns from them. A picture without a text is learned without one. Folders in it
+named 3_fox count three times, as in sd-scripts.
+
+The LoRA speeds the model up on what the pictures are like. It is saved into output/loras."""
+    return Template(
+        "distil_from_folder", graph, [(note, 3), (on(SCALE, SMALL), 2)],
+        [[("Model: the teacher", [base]), ("Picture: the folder", [folder, scaled, cut])],
+         [("Picture: the data", [data]), ("Prompt", texts), ("Picture", [latent])],
+         [("LoRA vectors: distil", [learnt])],
+         [("LoRA vectors: what was learnt", [report, saved]), ("Model: θ + τ", [fast])],
+         [("Sampling", [sampler])], [("Result", [picture, save])]],
         trains=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""workflows/inputs: the pictures that go into templates, drawn, and one by the pocket model."""
+"""workflows/inputs: what goes into templates on the pocket model: drawn pictures, some by itself, and their texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ FOLDER = ROOT / "workflows" / "inputs"
 GRID = 64  # units across a sketch
 SCALE = 8 * SIZE // GRID  # pixels a unit, before it is made small
 FRAMES = 8
+TAUGHT = ["cat blue", "panda green", "fox white", "frog pink", "pig yellow", "tiger blue", "koala green", "rabbit pink"]
 COLOURS = [(122, 178, 238), (248, 166, 196), (134, 204, 138), (250, 216, 108)]
 ORANGE, DARK = (250, 180, 60), (40, 30, 30)
 
@@ -23,7 +24,11 @@ ORANGE, DARK = (250, 180, 60), (40, 30, 30)
 def products(workshop: Workshop) -> Iterator[Product]:
     yield Product(FOLDER / "pocket_sketch.png", lambda: encoded(sketch(COLOURS[0]), "PNG"))
     yield Product(FOLDER / "pocket_clip.webp", clip)
-    yield Product(FOLDER / "pocket_damaged.png", lambda: encoded(damaged(panda(workshop.client)), "PNG"))
+    yield Product(FOLDER / "pocket_damaged.png", lambda: encoded(damaged(made(workshop.client, "panda green")), "PNG"))
+    for text in TAUGHT:
+        name = FOLDER / "pocket_pictures" / text.replace(" ", "_")
+        yield Product.text(name.with_suffix(".txt"), lambda text=text: text)
+        yield Product(name.with_suffix(".jpg"), lambda text=text: picture(made(workshop.client, text)))
 
 
 def clip() -> bytes:
@@ -57,11 +62,15 @@ def damaged(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(np.concatenate([lost, alpha], axis=2))
 
 
-def panda(client: Client) -> np.ndarray:
+def picture(values: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(values), "JPEG", quality=92)
+
+
+def made(client: Client, text: str) -> np.ndarray:
     """What the pocket model draws in 25 steps."""
     graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": POCKET}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "panda green", "clip": ["1", 1]}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
         "4": {"class_type": "EmptyLatentImage", "inputs": {"width": SIZE, "height": SIZE, "batch_size": 1}},
         "5": {
