@@ -1,33 +1,37 @@
 """Queue a workflow on a running ComfyUI with your own prompt, seed and λ, follow it, and save its pictures.
 
-python scripts/queue_prompt.py --prompt cat --seed 7 --strength 1.0 --output cat.png
+python queue_prompt.py --prompt "photo of a cat" --seed 7 --strength 1.0 --output cat.png
+python queue_prompt.py --prompts prompts.txt --output pictures/fox.png
 
-Standard library only: copy this file. A workflow of your own: in ComfyUI, File → Export (API).
+This file works alone, with ComfyUI's Python or any that has aiohttp. Without --workflow it takes the text-to-image
+template of the pack from ComfyUI. A workflow of your own: in ComfyUI, File → Export (API). A line of prompts.txt is one
+prompt; the pictures are numbered.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
+import asyncio
 import contextlib
 import copy
-import hashlib
-import http.client
 import json
 import os
-import socket
-import ssl
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+try:
+    import aiohttp
+except ModuleNotFoundError:
+    sys.exit("aiohttp is not here; run this with ComfyUI's Python, which has it, or `pip install aiohttp`")
+
 Graph = dict[str, dict[str, Any]]
-WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / "lcm_lora_txt2img.json"
+TEMPLATE = "lcm_lora_txt2img"
 INPUTS = {  # setting -> the node classes that have it, each with its input's name
     "prompt": {"CLIPTextEncode": "text"},
     "seed": {"LCMLoRA_Sampler": "seed", "KSampler": "seed", "SamplerCustom": "noise_seed", "RandomNoise": "noise_seed"},
@@ -57,6 +61,19 @@ def read_workflow(path: Path) -> Graph:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise PromptError(f"cannot read the workflow {path}: {error}") from None
     raise PromptError(f"{path} is not in API format: export it with File → Export (API)")
+
+
+def template_of(url: str, name: str = TEMPLATE) -> Graph:
+    """A template of the pack in API format, from the ComfyUI that has it; PromptError if it has none or several."""
+    packs = [pack for pack, names in json.loads(fetch(f"{url}/workflow_templates")).items() if name in names]
+    found = {}
+    for pack in packs:
+        with contextlib.suppress(PromptError):
+            found[pack] = fetch(f"{url}/api/workflow_templates/{urllib.parse.quote(pack)}/api/{name}.json")
+    if len(found) == 1:
+        return json.loads(*found.values())
+    where = f"in {', '.join(sorted(found))}" if found else "nowhere: install the nodes there"
+    raise PromptError(f"{url} has the template {name} {where}; or give a workflow with --workflow FILE")
 
 
 def find_input(graph: Graph, setting: str) -> tuple[str, str]:
@@ -89,59 +106,15 @@ def customise(graph: Graph, settings: dict[str, Any]) -> tuple[Graph, list[str]]
     return graph, lines
 
 
-def listen(url: str, client: str, timeout: float) -> Iterator[dict[str, Any]]:
-    """ComfyUI's events: the JSON text messages of its WebSocket (RFC 6455). Binary ones, the previews, are dropped."""
-    server = urllib.parse.urlsplit(url)
-    secure = server.scheme == "https"
-    if not server.hostname:
-        raise ConnectionError("it is not an address like http://127.0.0.1:8188")
-    with contextlib.ExitStack() as stack:
-        peer = socket.create_connection((server.hostname, server.port or (443 if secure else 80)), timeout)
-        if secure:
-            peer = ssl.create_default_context().wrap_socket(peer, server_hostname=server.hostname)
-        stream = stack.enter_context(stack.enter_context(peer).makefile("rb"))
-
-        def read(size: int) -> bytes:
-            if len(data := stream.read(size)) < size:
-                raise ConnectionError("it closed the connection before the prompt had ended")
-            return data
-
-        key = base64.b64encode(os.urandom(16))
-        peer.sendall(
-            f"GET {server.path}/ws?clientId={client} HTTP/1.1\r\nHost: {server.netloc}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        status = stream.readline().decode("latin-1").strip()
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
-        if http.client.parse_headers(stream)["Sec-WebSocket-Accept"] != accept:
-            raise ConnectionError(f"it answers {status!r} in place of a WebSocket, so it is no ComfyUI")
-        kind, message = 0, b""
-        while True:
-            head, length = read(2)
-            if length > 125:  # 126 and 127 say that the length follows, in 2 or 8 bytes
-                length = int.from_bytes(read(2 if length == 126 else 8), "big")
-            data, opcode = read(length), head & 0x0F
-            if opcode == 0x8:
-                raise ConnectionError("it closed the WebSocket before the prompt had ended")
-            if opcode == 0x9:  # a ping; its pong is masked, as all that a client sends
-                mask = os.urandom(4)
-                peer.sendall(bytes([0x8A, 0x80 | length, *mask, *(byte ^ mask[i % 4] for i, byte in enumerate(data))]))
-            if opcode < 0x3:  # 1 (text) or 2 (binary) begins a message, 0 continues it
-                kind, message = (opcode, data) if opcode else (kind, message + data)
-                if head & 0x80 and kind == 1:
-                    yield json.loads(message)
-
-
-def fetch(url: str, body: dict[str, Any] | None = None) -> bytes:
-    """GET, or POST of a JSON body. PromptError with what the server says if it refuses."""
-    data = None if body is None else json.dumps(body).encode()
+def fetch(url: str) -> bytes:
+    """What the server answers; PromptError if it refuses."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
     except urllib.error.HTTPError as refusal:
-        raise PromptError(f"{url}: {refusal.code} {refusal.reason}\n{explain(refusal.read())}") from None
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"it broke off: {error!r}") from None
+        raise PromptError(f"{url}: {refusal.code} {refusal.reason}") from None
+    except ValueError as error:
+        raise ConnectionError(f"it is not an address like http://127.0.0.1:8188 ({error})") from None
 
 
 def explain(answer: bytes) -> str:
@@ -162,11 +135,39 @@ def run_prompt(
 
     PromptError if it is refused or fails; OSError if the server isn't there, goes away or is silent for `timeout` s.
     """
+    try:
+        images = asyncio.run(follow(url, graph, on_step, timeout))
+    except asyncio.TimeoutError:
+        raise ConnectionError(f"it has said nothing for {timeout:g} s") from None
+    except aiohttp.ClientError as error:
+        raise ConnectionError(f"it broke off, or is no ComfyUI: {error}") from None
+    saved = [image for key in graph for image in images.get(key, []) if image["type"] == "output"]
+    if not saved:
+        raise PromptError("the run saved no picture: the workflow needs a Save Image node")
+    return [fetch(f"{url}/view?{urllib.parse.urlencode(image)}") for image in saved]
+
+
+async def follow(
+    url: str, graph: Graph, on_step: Callable[[int, int], None], timeout: float
+) -> dict[str, list[dict[str, str]]]:
+    """Queue the graph and hear its events to the end: node -> its pictures, as /view takes them."""
     client, images = uuid.uuid4().hex, {}
-    with contextlib.closing(listen(url, client, timeout)) as events:
-        next(events)  # ComfyUI greets, so from here on it sends this client's events
-        prompt_id = json.loads(fetch(f"{url}/prompt", {"prompt": graph, "client_id": client}))["prompt_id"]
-        for event in events:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{url}/ws", params={"clientId": client}, max_msg_size=0) as events,
+    ):
+        async with session.post(f"{url}/prompt", json={"prompt": graph, "client_id": client}) as answer:
+            if answer.status != 200:
+                said = explain(await answer.read())
+                raise PromptError(f"{url}/prompt: {answer.status} {answer.reason}\n{said}")
+            prompt_id = (await answer.json())["prompt_id"]
+        while True:
+            message = await events.receive(timeout)
+            if message.type is aiohttp.WSMsgType.BINARY:  # a preview
+                continue
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                raise ConnectionError("it closed the connection before the prompt had ended")
+            event = json.loads(message.data)
             kind, data = event["type"], event["data"]
             if data.get("prompt_id") != prompt_id:
                 continue
@@ -180,11 +181,7 @@ def run_prompt(
             elif kind == "execution_interrupted":
                 raise PromptError("the run was interrupted")
             elif kind == "execution_success":
-                break
-    saved = [image for key in graph for image in images.get(key, []) if image["type"] == "output"]
-    if not saved:
-        raise PromptError("the run saved no picture: the workflow needs a Save Image node")
-    return [fetch(f"{url}/view?{urllib.parse.urlencode(image)}") for image in saved]
+                return images
 
 
 def save(pictures: list[bytes], path: Path) -> list[Path]:
@@ -207,26 +204,45 @@ def assignment(text: str) -> tuple[str, Any]:
     return name, value
 
 
+def jobs(prompts: Path | None, output: Path) -> list[tuple[dict[str, str], Path]]:
+    """(settings, path of the picture) of each run: one, or one for each line of a file; PromptError if it has none."""
+    if prompts is None:
+        return [({}, output)]
+    try:
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise PromptError(f"cannot read the prompts in {prompts}: {error}") from None
+    texts = [line for line in lines if line]
+    if not texts:
+        raise PromptError(f"{prompts} has no prompt: write one in each line")
+    return [({"prompt": text}, output.with_stem(f"{output.stem}_{i:03}")) for i, text in enumerate(texts, 1)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8188", help="of the ComfyUI (default: %(default)s)")
-    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="API format (default: text-to-image)")
-    parser.add_argument("--prompt")
+    parser.add_argument("--workflow", type=Path, help="in API format (default: the template text to image)")
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument("--prompt")
+    several.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with a prompt in each line")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--strength", type=float, help="λ of the LoRA")
     parser.add_argument("--set", type=assignment, action="append", default=[], metavar="NODE.input=value")
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in INPUTS if getattr(args, name) is not None} | dict(args.set)
+    url = args.url.rstrip("/")
     try:
-        graph, lines = customise(read_workflow(args.workflow), settings)
-        print(*lines, sep="\n")
-        pictures = run_prompt(args.url.rstrip("/"), graph, lambda step, steps: print(f"step {step} of {steps}"))
+        workflow = read_workflow(args.workflow) if args.workflow else template_of(url)
+        for own, path in jobs(args.prompts, args.output):
+            graph, lines = customise(workflow, settings | own)
+            print(*lines, sep="\n")
+            pictures = run_prompt(url, graph, lambda step, steps: print(f"step {step} of {steps}"))
+            print(*save(pictures, path), sep="\n")
     except PromptError as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{args.url}: {error}. Start ComfyUI there, or give its address with --url")
-    print(*save(pictures, args.output), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Many prompts on many ComfyUI hosts, with Ray: on a laptop, or on every machine that has joined with `ray start`.
 
-pip install ray
+pip install ray aiohttp
 python scripts/ray_fleet.py --comfyui ~/ComfyUI --hosts 2 --prompt cat --prompt dog --seeds 0:20
 python scripts/ray_fleet.py --address auto --comfyui /opt/ComfyUI --hosts 8 --jobs jobs.jsonl -- --highvram
 python scripts/ray_fleet.py --url http://10.0.0.5:8188 --url http://10.0.0.6:8188 --prompt cat --seeds 0:100
@@ -30,11 +30,12 @@ from typing import Any
 
 import queue_prompt
 import ray
-from queue_prompt import WORKFLOW, Graph, PromptError, assignment, customise, read_workflow, run_prompt, save
+from queue_prompt import TEMPLATE, Graph, PromptError, assignment, customise, read_workflow, run_prompt, save
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import ActorPool
 
 ray.cloudpickle.register_pickle_by_value(queue_prompt)  # so that no other machine needs that file
+WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / f"{TEMPLATE}.json"
 Job = dict[str, Any]
 Result = tuple[int, str, list[bytes] | str]  # the prompt's index, who made it, its pictures or what went wrong
 

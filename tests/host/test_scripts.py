@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import re
+import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -20,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.queue_prompt import PromptError, customise, listen
+from scripts.queue_prompt import PromptError, customise
 from tools.host_process import HostProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "queue_prompt.py"
 PROMPTS = 40
 
 
@@ -35,8 +33,8 @@ def on_pocket(workflow, tmp_path_factory) -> str:
     return str(file)
 
 
-def queue_prompt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "queue_prompt.py"), *arguments]
+def queue_prompt(*arguments: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), *arguments]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, env=environment)
 
@@ -87,6 +85,30 @@ def test_queue_prompt_says_what_is_wrong(host, on_pocket, tmp_path, arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_queue_prompt_copied_alone_makes_a_picture_of_each_line(host, tmp_path):
+    """The template comes from the host, which has none of its models: the pocket model's are set."""
+    script, prompts, words = tmp_path / "queue.py", tmp_path / "prompts.txt", ("cat", "dog", "fox")
+    shutil.copyfile(SCRIPT, script)
+    prompts.write_text("\n\n".join(words), encoding="utf-8")
+    small = ["--set", "1.ckpt_name=pocket.safetensors", "--set", "2.lora_name=pocket_lcm.safetensors"]
+    small += ["--set", "5.width=128", "--set", "5.height=128", "--set", "5.batch_size=1", "--set", "6.steps=1"]
+    done = queue_prompt(
+        "--url", host.url, "--prompts", str(prompts), "--output", str(tmp_path / "made.png"), *small, script=script
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [f"node 3 (Prompt): text = {word!r}" in done.stdout for word in words] == [True] * 3
+    files = sorted(tmp_path.glob("*.png"))
+    assert [file.name for file in files] == ["made_001.png", "made_002.png", "made_003.png"]
+    assert len({pixels(file).tobytes() for file in files}) == 3
+
+
+def test_queue_prompt_refuses_a_file_without_prompts(host, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n \n", encoding="utf-8")
+    done = queue_prompt("--url", host.url, "--prompts", str(prompts))
+    assert done.returncode == 1 and "has no prompt" in done.stderr
+
+
 def test_queue_prompt_says_that_nobody_listens():
     url = f"http://127.0.0.1:{free_port()}"
     done = queue_prompt("--url", url)
@@ -105,46 +127,6 @@ def test_the_prompt_is_found_where_both_text_nodes_have_the_usual_title(workflow
     graph["9"] = graph["6"]
     with pytest.raises(PromptError, match="'seed' fits 2 inputs"):
         customise(graph, {"seed": 1})
-
-
-def frame(opcode: int, data: bytes, final: bool = True) -> bytes:
-    size = len(data)
-    length = (
-        bytes([size])
-        if size < 126
-        else struct.pack(">BH", 126, size)
-        if size < 65536
-        else struct.pack(">BQ", 127, size)
-    )
-    return bytes([opcode | final << 7]) + length + data
-
-
-def test_listen_reads_every_kind_of_frame():
-    middle, large = b'"%s"' % (b"m" * 300), b'"%s"' % (b"l" * 70000)
-    pongs: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            peer, _ = server.accept()
-            with peer, peer.makefile("rb") as stream:
-                request = b"".join(iter(stream.readline, b"\r\n"))
-                key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
-                accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-                peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %s\r\n\r\n" % accept)
-                peer.sendall(frame(1, b'"small"') + frame(2, b"\0" * 200) + frame(1, middle) + frame(1, large))
-                peer.sendall(frame(1, b'"in ', final=False) + frame(9, b"ping") + frame(0, b"two", final=False))
-                peer.sendall(frame(0, b' parts"') + frame(1, b'"cut off"')[:5])
-                pongs.append(stream.read(10))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        events = listen(f"http://127.0.0.1:{server.getsockname()[1]}", "me", timeout=10)
-        assert [next(events) for _ in range(4)] == ["small", "m" * 300, "l" * 70000, "in two parts"]
-        with pytest.raises(ConnectionError, match="closed the connection"):
-            next(events)
-        thread.join()
-    head, mask, data = pongs[0][:2], pongs[0][2:6], pongs[0][6:]
-    assert head == b"\x8a\x84" and bytes(byte ^ mask[i] for i, byte in enumerate(data)) == b"ping"
 
 
 def run_fleet(base: Path, output: Path, workflow: str, *arguments: str) -> Iterator[tuple[str, int, int]]:
