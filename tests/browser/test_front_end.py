@@ -12,6 +12,8 @@ from front_end import JPEG, FrontEnd
 from PIL import Image
 
 from tools.templates import ON_POCKET
+from tools.templates.blueprints import BLUEPRINTS
+from tools.templates.common import for_released
 from tools.templates.graph import api_format
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +137,37 @@ def pocket_values(name: str, object_info: dict[str, dict]) -> dict[str, dict]:
         own = {k: FEWER.get(v, v) for k, v in entry["inputs"].items() if not isinstance(v, list)}
         values[node] = own | ({"steps": 2} if trains else {})
     return values
+
+
+@pytest.mark.parametrize("describe", BLUEPRINTS, ids=lambda describe: describe.__name__)
+def test_blueprint(describe, front, object_info):
+    """Added by search it is one node, whose widgets reach the nodes in it; the front end makes our API graph of it."""
+    blueprint = describe(for_released)
+    front.errors.clear()
+    front.add_by_search(blueprint.name)
+    (node,) = front.ask("app.graph.nodes.map(({ id }) => id)")
+    expected = api_format(blueprint, object_info)
+    changed = {name for name in ("steps", "size") if name in blueprint.inputs}
+    for name in changed:
+        front.ask(
+            "([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value = 17", [node, name]
+        )
+        for target, its_name in blueprint.inputs[name]:
+            expected[str(target.id)]["inputs"][its_name] = 17
+    exported = {}
+    for key, entry in front.export_api().items():
+        known = inputs(object_info[entry["class_type"]])
+        entry["inputs"] = {k: inner(v) for k, v in entry["inputs"].items() if k in known}
+        exported[inner(key)] = entry
+    assert exported == expected
+    assert not front.errors, "\n".join(front.errors)
+
+
+def inner(value):
+    """A node's key, or a link, as it is inside of a subgraph."""
+    if isinstance(value, list):
+        return [inner(value[0]), value[1]]
+    return value.rpartition(":")[2] if isinstance(value, str) and value.partition(":")[0].isdigit() else value
 
 
 def models_of(template: dict) -> dict[str, str]:

@@ -61,9 +61,9 @@ def test_the_package_holds_what_a_user_needs(checkout, package):
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {path.split("/")[0] for path in files} <= {
         "CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "docs", "lcm_core", "locales", "nodes",
-        "pyproject.toml", "scripts", "web", "workflows",
+        "pyproject.toml", "scripts", "subgraphs", "web", "workflows",
     }  # fmt: skip
-    parts = ("lcm_core", "locales", "nodes", "web", "workflows")
+    parts = ("lcm_core", "locales", "nodes", "subgraphs", "web", "workflows")
     wanted = {path for part in parts for path in (checkout / part).rglob("*") if path.is_file()}
     assert {path.relative_to(checkout).as_posix() for path in wanted} <= files
     pictures = re.findall(r"!\[.*?\]\((\S+?)\)", (package / "README.md").read_text(encoding="utf-8"))

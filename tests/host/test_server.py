@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from pocket.judge import as_batch, load_judge
 from tools import pocket_templates
 from tools.comfy_client import PromptError
+from tools.parts import subgraphs
 from tools.parts.workflows import files
 from tools.templates import ON_POCKET, TEMPLATES
 from tools.templates.common import SIZE
@@ -123,6 +124,7 @@ def test_templates_fit_the_nodes(host):
     descriptions = host.object_info()
     written = {path: text for template in TEMPLATES for path, text in files(template, descriptions).items()}
     assert {path.stem for path in written} == set(WORKFLOWS)
+    written |= subgraphs.files(descriptions)
     assert [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text] == []
 
 

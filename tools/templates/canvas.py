@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .graph import SLOT, WIDGET, Description, Graph, Node, Template, slots, title
+from .graph import SLOT, WIDGET, Blueprint, Description, Graph, Node, Template, slots, title
 from .models import MODELS
 
 WIDTH, GAP, TITLE, MARGIN = 310, 70, 30, 20  # of a node, between columns, a title bar, inside a group
@@ -68,7 +68,7 @@ def numbered_links(graph: Graph, descriptions: Mapping[str, Description]) -> lis
     return links
 
 
-def widths(template: Template, descriptions: Mapping[str, Description]) -> list[int]:
+def widths(template: Template | Blueprint, descriptions: Mapping[str, Description]) -> list[int]:
     """Of each column the width in which the names of files in its nodes are not cut."""
     found = []
     for boxes in template.columns:
@@ -82,7 +82,7 @@ def widths(template: Template, descriptions: Mapping[str, Description]) -> list[
 
 
 def layout(
-    template: Template, descriptions: Mapping[str, Description]
+    template: Template | Blueprint, descriptions: Mapping[str, Description]
 ) -> tuple[dict[int, tuple[list[int], list[int]]], list[dict[str, Any]]]:
     """(id -> position and size of each node, the groups' boxes)."""
     places, groups, right = {}, [], 0

@@ -89,6 +89,22 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Blueprint:
+    """A graph that users add as one node.
+
+    inputs:   name of an input of that node -> the inputs in the graph that get it
+    outputs:  name of an output of that node -> the output in the graph that it is
+    columns:  as a template's
+    """
+
+    name: str
+    graph: Graph
+    inputs: Mapping[str, Sequence[tuple[Node, str]]]
+    outputs: Mapping[str, Output]
+    columns: Sequence[Sequence[tuple[str, Sequence[Node]]]]
+
+
+@dataclass(frozen=True)
 class Slot:
     """An input as the front end has it. `value` is a widget's; `choices` those of a list of values, if it is one."""
 
@@ -137,7 +153,7 @@ def title(node: Node, description: Description) -> str:
     return node.title or description["display_name"] or node.type
 
 
-def api_format(template: Template, descriptions: Mapping[str, Description]) -> dict[str, Any]:
+def api_format(template: Template | Blueprint, descriptions: Mapping[str, Description]) -> dict[str, Any]:
     """The graph as POST /prompt takes it."""
     graph = {}
     for node in template.graph.nodes:
