@@ -179,7 +179,8 @@ def ensure_base(python: str, comfyui: Path = COMFYUI) -> None:
             link.unlink()
         link_folder(link)
     shutil.copytree(ROOT / "workflows" / "inputs", BASE / "input", dirs_exist_ok=True)
-    shutil.copyfile(comfyui / "input" / "example.png", BASE / "input" / "example.png")
+    if (example := comfyui / "input" / "example.png").exists():
+        shutil.copyfile(example, BASE / "input" / example.name)
     (POCKET_PACK / "workflows").mkdir(parents=True, exist_ok=True)
     (POCKET_PACK / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
     run_step(
