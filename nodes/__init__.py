@@ -5,6 +5,7 @@ from .combine import Arithmetic, Combine, Expression
 from .distillation import Distill, Finetune
 from .hooks import VectorToHooks
 from .host.lora_files import remove_leftovers
+from .host.report import heard
 from .loading import LoadLCMLoRA
 from .sampling import (
     ConsistencyModelSampling,
@@ -19,7 +20,7 @@ from .sweeps import Sweep, SweepGrid
 from .vectors import ApplyVector, LoadVector, SaveVector
 
 NODES: list[type[io.ComfyNode]] = [
-    checked(node)
+    heard(checked(node))
     for node in (
         LCMSampler,
         LoadLCMLoRA,

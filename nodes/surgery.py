@@ -21,7 +21,7 @@ from .host import lora_model
 from .host.device import decomposition_device
 from .host.files import checkpoint_path, full_lcm_files, stamp
 from .host.lora_files import recognition
-from .host.report import progress, show_text
+from .host.report import Said, progress, tell
 from .inputs import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
 from .plotting import ALL
 
@@ -243,8 +243,8 @@ class Inspect(io.ComfyNode):
         size_in_bytes = sum(tensor.nbytes for tensor in lora.values())
         record, found = lora_model.history(lora), recognition(lora)
         report = inspection(lora_model.to_vector(lora), size_in_bytes, record, found)
-        show_text(report)
-        return io.NodeOutput(report, ui={"text": [report]})
+        tell(Said((report,)))
+        return io.NodeOutput(report)
 
 
 def inspection(vector: LoRAVector, size_in_bytes: int, record: Mapping[str, str], found: Recognition) -> str:

@@ -7,7 +7,7 @@ from ..lcm_core.dialects import DIALECTS, DTYPES
 from .acceleration import with_vectors_recipe
 from .host import lora_files, lora_model, loras
 from .host.files import stamp
-from .host.report import Said, show_text, tell
+from .host.report import Said, tell
 from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
 
 
@@ -92,5 +92,5 @@ class SaveVector(io.ComfyNode):
             raise ValueError("the vector is empty, so there is nothing to save; give a block a weight other than 0")
         tensors = vector.state_dict(dialect, getattr(torch, dtype))
         path = str(lora_files.save_new(filename_prefix, tensors, {**vector.metadata, **lora_model.record_of(lora)}))
-        show_text(path)
-        return io.NodeOutput(ui={"text": [path]})
+        tell(Said((path,)))
+        return io.NodeOutput()

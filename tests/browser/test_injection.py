@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 ACT = "window.injected=(window.injected||[]).concat"
 IMAGE = f"<img src=x onerror={ACT}(1)>"
 LINK = f"[[y|https://y onfocus={ACT}(2) autofocus tabindex=1 z]] http://z/__LNK0__"  # a link inside a link's address
-SHOWN_IMAGE = IMAGE.replace("<", "‹")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def run(front, graph):
 
 def seen(front) -> str:
     """What is to be read in the nodes' texts and text fields, and in a dialog."""
-    texts = front.page.locator(".break-all").all_inner_texts() + front.dialog.all_inner_texts()
+    texts = front.page.locator(".lcm-lora-text").all_inner_texts() + front.dialog.all_inner_texts()
     fields = front.page.locator("textarea").all()
     return "\n".join(texts + [field.input_value() for field in fields])
 
@@ -68,9 +67,8 @@ def test_a_lora_file(page, hostile_lora):
     }
     assert run(page, graph) == "success"
     text = seen(page)
-    assert text.count(f"test_{SHOWN_IMAGE}") >= 2  # in the texts of Load Acceleration LoRA and of Inspect
-    assert f"modelspec.title: {SHOWN_IMAGE} [ [y|https://y" in text and "modelspec.author: __ LNK7__" in text
-    assert f"test_{IMAGE}" in text and f"modelspec.title: {IMAGE} [[y|" in text  # PreviewAny shows what is there
+    for part in (f"test_{IMAGE}", f"modelspec.title: {IMAGE} [[y|https://y", "modelspec.author: __LNK7__"):
+        assert text.count(part) >= 2, f"{part} is not in the text of the node and in PreviewAny's"
 
 
 @pytest.mark.parametrize("markup", [IMAGE, LINK.replace("//", "--").replace("/", "-")], ids=["image", "link"])
@@ -81,7 +79,7 @@ def test_a_files_prefix(page, hostile_lora, markup):
                   dtype="float16"),
     }  # fmt: skip
     run(page, graph)  # written, or refused with an error that quotes it
-    assert markup.split("(")[0].replace("<", "‹").replace("[[", "[ [") in seen(page) or markup in seen(page)
+    assert markup in seen(page)
 
 
 def test_an_error_message(page, hostile_lora):

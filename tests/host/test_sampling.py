@@ -130,6 +130,17 @@ def test_core_lcm_patch_is_taken_over(graph, host):
     np.testing.assert_array_equal(alone, host.images(host.queue(patched)))
 
 
+def test_what_nodes_tell_is_in_the_jobs_history(graph, host):
+    graph = set_inputs(graph, seed=28, cfg=2.5, steps=2)
+    graph["2"]["inputs"]["strength"] = 0.99  # so that the loader isn't cached
+    entry = host.queue(graph)
+    loaded, sampled = (entry["outputs"][node] for node in ("2", "6"))
+    assert "modules" in loaded["text"][0] and set(loaded["levels"]) == {"info"}
+    told = dict(zip(sampled["text"], sampled["levels"], strict=True))
+    assert [level for text, level in told.items() if text.startswith("cfg 2.5 burns the picture")] == ["warning"]
+    assert [level for text, level in told.items() if text.startswith("timesteps 999, ")] == ["info"]
+
+
 def test_two_samplers_in_a_row_make_what_one_makes(graph, host):
     """As with KSampler (Advanced), and with SplitSigmas before two SamplerCustom."""
     whole = host.images(host.queue(set_inputs(graph, seed=27)))
