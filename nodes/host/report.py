@@ -43,9 +43,9 @@ class Said:
         return "\n".join([*self.lines, *(f"⚠ {text}" for text in self.warnings)])
 
     def outputs(self) -> dict[str, list[str]]:
-        """As a node's outputs hold it: the texts, and at the same places their levels."""
-        levels = ["info"] * len(self.lines) + ["warning"] * len(self.warnings)
-        return {"text": [*self.lines, *self.warnings], "levels": levels}
+        """As a node's outputs hold it: the texts, warnings first, and at the same places their levels."""
+        levels = ["warning"] * len(self.warnings) + ["info"] * len(self.lines)
+        return {"text": [*self.warnings, *self.lines], "levels": levels}
 
 
 EVENT = "lcm_lora.told"
@@ -67,6 +67,7 @@ def heard(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         return output
 
     node.execute = classmethod(execute_and_keep)
+    node.HAS_INTERMEDIATE_OUTPUT = True  # newer hosts then have it in the history of a job that takes the node cached
     return node
 
 
