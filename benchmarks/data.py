@@ -57,10 +57,12 @@ SHAPES = {
 
 
 class Pocket:
-    """The pocket model as what encodes and as a teacher."""
+    """The pocket model as what encodes and as a teacher; a latent may also be four colours' means of 8 × 8 pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, means: bool) -> None:
         self.autoencoder, _ = load_autoencoder()
+        if means:
+            self.autoencoder = lambda pixels: torch.nn.functional.avg_pool2d(pixels, 8)[:, [0, 1, 2, 0]] * 4 - 2
         self.network, self.words = load_teacher()
         self.network.requires_grad_(False)
 
@@ -127,14 +129,14 @@ def stored(parts: Sequence[Part], cache: Path, pocket: Pocket) -> Stored:
     return store(cache, parts, "pocket", make, lambda done, total: None)
 
 
-def in_process(act: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What act(*arguments) returns in a process of its own, with its seconds and its peak memory in MB."""
+def in_process(means: bool, act: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What act(pocket, *arguments) returns in a process of its own, with its seconds and its peak memory in MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured, (act, arguments))
+        return pool.apply(measured, (means, act, arguments))
 
 
-def measured(act: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    pocket = Pocket()
+def measured(means: bool, act: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    pocket = Pocket(means)
     pocket.encode(torch.zeros(32, 3, SIDE, SIDE))
     before, start = memory("VmRSS"), time.perf_counter()
     result = act(pocket, *arguments)
@@ -241,6 +243,10 @@ def shown(name: str, result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, nargs="*", default=[10_000, 100_000], help="in tar files")
+    parser.add_argument(
+        "--means", action="store_true", help="latents are means of pixels in place of the autoencoder's, so that the "
+        "rest of the work on data is measured",
+    )  # fmt: skip
     parser.add_argument("--folder", type=int, default=100_000, help="pictures of a folder that is listed; 0 for none")
     parser.add_argument(
         "--work", type=Path, help="where files are made for the time of the run (default: a new folder)"
@@ -250,13 +256,13 @@ def main() -> None:
         work = Path(place)
         for count in args.pictures:
             make_tars(work / f"tars{count}", count)
-            shown(f"encode {count}", in_process(encode, work / f"tars{count}", work / f"cache{count}"))
-            shown(f"train on {count}", in_process(train, work / f"tars{count}", work / f"cache{count}"))
+            shown(f"encode {count}", in_process(args.means, encode, work / f"tars{count}", work / f"cache{count}"))
+            shown(f"train on {count}", in_process(args.means, train, work / f"tars{count}", work / f"cache{count}"))
         if args.folder:
             make_folder(work / "folder", args.folder)
-            shown(f"list {args.folder}", in_process(listing, work / "folder", work / "none"))
+            shown(f"list {args.folder}", in_process(args.means, listing, work / "folder", work / "none"))
         for name in SHAPES:
-            shown(name, in_process(large, name, work / name.partition(",")[0]))
+            shown(name, in_process(args.means, large, name, work / name.partition(",")[0]))
 
 
 if __name__ == "__main__":
