@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import os
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
@@ -14,12 +16,20 @@ import torch
 from ..files import read_text, write_lora
 from ..lora import LoRAVector
 from ..lora.sampling import distilled
+from ..noise import step_noise
 from .adapters import checkpointed, inject_lora
 from .config import DistillConfig
+from .data.examples import StoredExamples
 from .data.prepare import Bars, DataSettings, Preparing
+from .flow_pipeline import FlowTeacher
 from .objectives import OBJECTIVES
-from .pipeline import load_teacher, read_prompts
+from .pipeline import Teacher, load_teacher, read_prompts
 from .trainer import distill
+from .useful import advice, useful_guidance
+
+log = logging.getLogger(__name__)
+
+MEASURED = 16  # latents by which the useful guidance is measured
 
 
 def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
@@ -49,6 +59,9 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
         prepared = preparing.of_prompts(read_prompts(Path(args.prompts)), args.teacher_steps)
     sizes = ["batch", "size"] + (["frames"] if data.frames > 1 else [])
     identity = {name: str(getattr(data, name)) for name in sizes} | {"dtype": args.dtype} | prepared.identity
+    first = accelerator is None or accelerator.is_main_process
+    if first and not state.exists() and config.needs_teacher and guided:
+        told_of_guidance(teacher, prepared.examples, config)
     torch.manual_seed(config.seed)
     adapter = inject_lora(teacher.network, teacher.targets, rank, clamp=True)
     steps = distill(
@@ -66,7 +79,7 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
     vector = LoRAVector(adapter.vector().modules, metadata=teacher.metadata)
     gamma = OBJECTIVES[config.objective].gamma
     vector = vector if gamma is None else distilled(vector, config.links, gamma)
-    if accelerator is None or accelerator.is_main_process:
+    if first:
         tensors = vector.state_dict(teacher.dialect, torch.float16)
         try:
             write_lora(args.output, tensors, vector.metadata, replace=args.force)
@@ -90,6 +103,18 @@ def run(args: argparse.Namespace, progress: Bars) -> dict[str, Any]:
         "state": str(state),
         "state_error": state_error,
     }
+
+
+def told_of_guidance(teacher: Teacher | FlowTeacher, examples: StoredExamples, config: DistillConfig) -> None:
+    """Log a warning if the range of ω is far from the guidance that the teacher has use for, on the first batches."""
+    batches = map(examples, range(math.ceil(MEASURED / examples.batch)))
+    with_noise = (
+        (*batch, step_noise(tuple(batch[0].shape), config.seed, 0, range(len(batch[0]))).to(batch[0]))
+        for batch in batches
+    )
+    useful = useful_guidance(teacher, with_noise, schedule=teacher.schedule, prediction=teacher.prediction)
+    if said := advice(config.omega, useful):
+        log.warning("%s", said)
 
 
 def settings_of(args: argparse.Namespace) -> tuple[int, DataSettings, DistillConfig, bool]:

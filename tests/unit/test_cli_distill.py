@@ -179,6 +179,22 @@ def test_a_training_goes_on_with_the_same_alone(checkpoint, pictures, tmp_path, 
     assert code == 1 and "all its 3 steps, made with learning_rate 0.0001 there, 1e-05 now" in result["error"]
 
 
+def test_a_range_of_guidance_that_is_far_off_is_warned_of(checkpoint, pictures, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def useful(teacher, batches, **given):
+        asked.append([tuple(noise.shape) for _, _, _, noise in batches])
+        return 1.0
+
+    monkeypatch.setattr("lcm_core.distill.command.useful_guidance", useful)
+    given = ["--checkpoint", checkpoint, "--data", pictures, "--cache", tmp_path / "cache", *SMALL]
+    said = run(capsys, *given, "--out", tmp_path / "a.safetensors")[1]["warnings"]
+    assert sum("omega 5 to 15 is far from 1, " in line and "--omega 0.5 2 would fit it" in line for line in said) == 1
+    assert [len(shapes) for shapes in asked] == [8] and sum(shape[0] for shape in asked[0]) == 16
+    fitting = run(capsys, *given, "--out", tmp_path / "b.safetensors", "--omega", "0.5", "2")[1]
+    assert not any("omega" in line for line in fitting.get("warnings", []))
+
+
 def test_a_state_that_cannot_be_written_costs_no_training(checkpoint, pictures, tmp_path, capsys, monkeypatch):
     def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, help="of the videos that a video model draws for --prompts (default 1)")
     parser.add_argument(
         "--omega", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the guidance to learn (default 5 15; of a model "
-        "with a guidance of its own 0 0)",
+        "with a guidance of its own 0 0); a warning says what would fit the teacher if this is far off",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="training steps (default 1000)")
     parser.add_argument("--learning-rate", dest="learning_rate", type=float, help="of AdamW (default 1e-4)")
