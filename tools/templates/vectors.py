@@ -125,9 +125,10 @@ LCM-LoRA again. It is saved into output/loras, where loaders find it, and makes 
 what you want in it or out of it."""
     return Template(
         "lora_vector_surgery", graph, [(f"{note}\n\n{own}", 2), (files(on, SD15, DREAMSHAPER, SD15_LCM), 1)],
-        [[("Model", [base]), ("LoRA vectors: extract", [found]), ("LoRA vectors", [other])],
-         [("LoRA vectors: change", [changed, small]), ("LoRA vectors: save", [saved]), ("Model: θ + τ", [model])],
-         [("Prompt", texts), ("Picture", [latent]), ("LoRA vectors: inspect", [inspected])],
+        [[("Model", [base]), ("LoRA vectors: extract", [found]), ("LoRA vectors", [other]),
+          ("Model: θ + τ", [model])],
+         [("LoRA vectors: change", [changed, small]), ("LoRA vectors: save", [saved]), ("Picture", [latent])],
+         [("Prompt", texts), ("LoRA vectors: inspect", [inspected])],
          [("Sampling", [sampler])], [("Result", [picture, save])]],
     )  # fmt: skip
 
