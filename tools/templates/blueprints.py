@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .common import LCM, PAPERCUT, SDXL_LCM, SIZE, STYLE, Setting, empty, sampled, sd15
 from .graph import Blueprint, Graph
-from .training import settings, taught
+from .training import EMPTY, settings, taught
 
 
 def four_steps(on: Setting) -> Blueprint:
@@ -45,7 +45,7 @@ def style_and_acceleration(on: Setting) -> Blueprint:
 def distil_from_folder(on: Setting) -> Blueprint:
     graph = Graph()
     folder, scaled, cut, data = taught(graph, on)
-    nothing = graph.add("CLIPTextEncode", "The empty prompt", text="")
+    nothing = graph.add("CLIPTextEncode", EMPTY, text="")
     learnt = graph.add(
         "LCMLoRA_Distill", positive=data[1], negative=nothing, latents=data, seed=1,
         state_prefix=on("lcm_training/folder", "lcm_training/pocket_folder"), **settings(on),

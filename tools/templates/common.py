@@ -41,18 +41,19 @@ def files(on: Setting, *names: str) -> str:
     return on(f"### Files\n\n{downloads(*names)}", WORDS)
 
 
-def prompts(graph: Graph, clip: Output, text: str) -> tuple[Node, Node]:
+def prompts(graph: Graph, clip: Output, text: str, negative: str = NEGATIVE) -> tuple[Node, Node]:
+    """(the prompt, an empty one of that title)"""
     return (
         graph.add("CLIPTextEncode", "Prompt", clip=clip, text=text),
-        graph.add("CLIPTextEncode", NEGATIVE, clip=clip, text=""),
+        graph.add("CLIPTextEncode", negative, clip=clip, text=""),
     )
 
 
-def sd15(graph: Graph, on: Setting, text: str) -> tuple[Node, Node, tuple[Node, Node]]:
+def sd15(graph: Graph, on: Setting, text: str, negative: str = NEGATIVE) -> tuple[Node, Node, tuple[Node, Node]]:
     """(Load Checkpoint, Load Acceleration LoRA, prompts) of Stable Diffusion 1.5."""
     base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
     fast = graph.add("LCMLoRA_Loader", model=base, lora_name=on(SD15_LCM, LCM))
-    return base, fast, prompts(graph, base[1], text)
+    return base, fast, prompts(graph, base[1], text, negative)
 
 
 def empty(graph: Graph, size: int, batch: int = 1) -> Node:

@@ -33,7 +33,8 @@ LCM Sampler takes them, as all that is at 0, −1 or auto, from the accelerator'
 
 def many_steps_and_few(on: Setting) -> Template:
     graph = Graph()
-    base, fast, texts = sd15(graph, on, on("portrait of a red fox in a snowy forest, detailed fur", "vehicle"))
+    words = on("portrait of a red fox in a snowy forest, detailed fur", "vehicle")
+    base, fast, texts = sd15(graph, on, words, "Negative, of the 25 steps alone")
     latent = empty(graph, on(512, SIZE))
     many = graph.add(
         "KSampler", "25 guided steps", model=base, positive=texts[0], negative=texts[1],

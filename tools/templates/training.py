@@ -13,6 +13,7 @@ SCALE = f"""### What it takes
 Some thousands of steps of batch 4 or more, on a GPU: hours for Stable Diffusion 1.5. Hundreds show an effect. The
 state of the training is kept in output/lcm_training: raise steps and run again, and it goes on. **Distil LCM-LoRA**
 draws a picture every preview_every steps. With too little memory switch gradient_checkpointing on."""
+EMPTY = "The empty prompt"
 SMALL = """### On the pocket model
 
 It takes a minute on a CPU. The state of the training is kept in output/lcm_training: raise steps and run again, and it
@@ -41,7 +42,7 @@ def taught(graph: Graph, on: Setting, **models: Output) -> tuple[Node, Node, Nod
 def distil_your_own(on: Setting) -> Template:
     graph = Graph()
     base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
-    texts = prompts(graph, base[1], on("photo of an animal", "animal"))
+    texts = prompts(graph, base[1], on("photo of an animal", "animal"), EMPTY)
     many = empty(graph, on(512, SIZE), on(16, 8))
     data = graph.add(
         "KSampler", "The data: pictures of the teacher", model=base, positive=texts[0], negative=texts[1],
@@ -81,7 +82,7 @@ def distil_from_folder(on: Setting) -> Template:
     graph = Graph()
     base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
     folder, scaled, cut, data = taught(graph, on, vae=base[2], clip=base[1])
-    texts = prompts(graph, base[1], on("one of your texts", "panda"))
+    texts = prompts(graph, base[1], on("one of your texts", "panda"), EMPTY)
     learnt = graph.add(
         "LCMLoRA_Distill", model=base, positive=data[1], negative=texts[1], latents=data, seed=1,
         state_prefix=on("lcm_training/folder", "lcm_training/pocket_folder"), **settings(on),
@@ -109,7 +110,7 @@ The LoRA speeds the model up on what the pictures are like. It is saved into out
     return Template(
         "distil_from_folder", graph, [(note, 3), (on(SCALE, SMALL), 2)],
         [[("Model: the teacher", [base]), ("Picture: the folder", [folder, scaled, cut]),
-          ("Picture: the data", [data]), ("Prompt: none", texts[1:])],
+          ("Picture: the data", [data]), ("Prompt: the empty one", texts[1:])],
          [("LoRA vectors: distil", [learnt])],
          [("LoRA vectors: what was learnt", [report, saved]), ("Model: θ + τ", [fast]), ("Prompt", texts[:1])],
          [("Sampling", [sampler])], [("Picture", [latent]), ("Result", [picture, save])]],
