@@ -109,8 +109,8 @@ named 3_fox count three times, as in sd-scripts.
 The LoRA speeds the model up on what the pictures are like. It is saved into output/loras."""
     return Template(
         "distil_from_folder", graph, [(note, 3), (on(SCALE, SMALL), 2)],
-        [[("Model: the teacher", [base]), ("Picture: the folder", [folder, scaled, cut]),
-          ("Picture: the data", [data]), ("Prompt: the empty one", texts[1:])],
+        [[("Model: the teacher", [base]), ("Picture: the folder, encoded", [folder, scaled, cut, data]),
+          ("Prompt: the empty one", texts[1:])],
          [("LoRA vectors: distil", [learnt])],
          [("LoRA vectors: what was learnt", [report, saved]), ("Model: θ + τ", [fast]), ("Prompt", texts[:1])],
          [("Sampling", [sampler])], [("Picture", [latent]), ("Result", [picture, save])]],
