@@ -15,6 +15,7 @@ from .inputs import (
     GROWS,
     LETTERS,
     RANK,
+    aliases,
     lambda_input,
     limits,
     more_terms,
@@ -46,6 +47,7 @@ class Arithmetic(io.ComfyNode):
             category=CATEGORY,
             description="Merges LoRAs: τ' = λ₁·a + λ₂·b (+ λ₃·c), exact for any ranks and alphas. The paper's style "
             "mix is 0.8·style + 1.0·LCM.",
+            **aliases("merge lora", "add lora", "mix lora", "weighted sum"),
             inputs=[
                 vector_input("a", "The first vector, the style in the paper's mix."),
                 lambda_input("lambda_1", 0.8, "λ₁, the weight of a."),
@@ -78,6 +80,7 @@ class Expression(io.ComfyNode):
             category=CATEGORY,
             description="Merges LoRAs as a text says: τ' = Σ λᵢ·τᵢ, such as `0.8*style + 1.0*lcm - 0.3*detail`, exact "
             "for any ranks and alphas. The names a, b, c, d are the inputs, others are files of models/loras.",
+            **aliases("merge lora", "lora formula"),
             inputs=[
                 io.String.Input("expression", default="0.8*a + 1.0*b", multiline=True, dynamic_prompts=False,
                                 tooltip="Numbers, names, + - * / and parentheses. A file's name may do without folder "
@@ -143,6 +146,7 @@ class Combine(io.ComfyNode):
             category=CATEGORY,
             description="Merges LoRAs by one of these methods. "
             + " ".join(f"{name}: {method.about}" for name, method in METHODS.items()),
+            **aliases("merge lora", "ties", "dare", "svd", "mix lora"),
             inputs=[
                 vector_input("a", "The first vector."),
                 vector_input("b", "The second vector."),

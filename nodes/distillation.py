@@ -8,7 +8,7 @@ from ..lcm_core.lora.sampling import distilled
 from ..lcm_core.solvers import SOLVERS
 from . import plotting
 from .host import lora_model
-from .inputs import option_input
+from .inputs import aliases, expert, option_input
 
 CATEGORY = "LCM-LoRA/distillation"
 SETTINGS = [
@@ -76,6 +76,7 @@ class Distill(io.ComfyNode):
             description="Makes an acceleration vector τ_LCM for any model: L = d(f_θ(x_t+k), f_θ⁻(x̂_t)), x̂_t being one "
             "guided solver step of the model itself (latent consistency distillation). Training, of diffusion and "
             "flow models.",
+            **aliases("train lcm", "make acceleration lora", "lcd"),
             inputs=[
                 io.Model.Input("model", tooltip="The teacher, before any LCM node. It is left as it is."),
                 io.Conditioning.Input("positive", tooltip="A prompt for each latent, as a list, or one for all."),
@@ -90,7 +91,7 @@ class Distill(io.ComfyNode):
                 io.Combo.Input("solver", options=list(SOLVERS), default="ddim",
                                tooltip="The teacher's step Ψ, of a flow model Euler's. dpm++ and, for flow models, "
                                "heun are more exact and take twice its time."),
-                *WORK,
+                *map(expert, WORK),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="The empty prompt, but for SDXL: without it zeros. A Flux model with its "
                                       "own guidance needs none, with omega 0."),
@@ -128,13 +129,14 @@ class Finetune(io.ComfyNode):
             category=CATEGORY,
             description="Teaches an LCM your pictures without a teacher: L = d(f_θ(x_t+k), f_θ⁻(x_t)) with one noise "
             "for both (latent consistency fine-tuning). Training, LCF.",
+            **aliases("train lcm", "lcf"),
             inputs=[
                 io.Model.Input("model", tooltip="A full LCM, or a model with an LCM-LoRA by Apply LoRA Vector."),
                 io.Conditioning.Input("positive", tooltip="A prompt for each latent, as a list, or one for all."),
                 io.Latent.Input("latents", tooltip="Encoded pictures, a batch or a list, also of several sizes."),
                 *SETTINGS,
                 io.Int.Input("links", default=50, min=1, max=1000, tooltip="Points of the timestep grid."),
-                *WORK,
+                *map(expert, WORK),
             ],
             outputs=OUTPUTS,
             is_input_list=True,

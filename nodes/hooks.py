@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..lcm_core.strengths import parse_strengths, step_factors
 from .host.hooks import StepStrength, vector_hooks
-from .inputs import CATEGORY, vector_input, weight_input
+from .inputs import CATEGORY, aliases, vector_input, weight_input
 
 
 class VectorToHooks(io.ComfyNode):
@@ -16,6 +16,7 @@ class VectorToHooks(io.ComfyNode):
             category=CATEGORY,
             description="A vector for some steps, or for a part of the picture: τ as hooks, for core's Cond Pair Set "
             "Props, Cond Set Props or Set CLIP Hooks. The model itself stays as it is.",
+            **aliases("lora schedule", "regional lora", "lora per step"),
             inputs=[
                 vector_input("lora", "A vector from Load LoRA Vector, arithmetic or a trainer."),
                 weight_input("strength", 1.0, "How much of the vector to add; the schedule multiplies it."),

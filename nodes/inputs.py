@@ -1,5 +1,7 @@
 """What several nodes for LoRA vectors have in common: inputs, outputs, and how a vector is described."""
 
+import copy
+import dataclasses
 import string
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +30,19 @@ LEAVE_OUT = io.Boolean.Input(
     "leave_out_misfits", default=False, optional=True,
     tooltip="On: what fits of a LoRA for a somewhat different model is applied, the rest named. Off refuses it.",
 )  # fmt: skip
+
+
+def expert(declared: io.Input) -> io.Input:
+    """The input, which front ends with a section for advanced inputs show there."""
+    declared = copy.copy(declared)
+    declared.extra_dict = {**(declared.extra_dict or {}), "advanced": True}
+    return declared
+
+
+def aliases(*words: str) -> dict[str, list[str]]:
+    """The words by which a node is found too, as io.Schema takes them where the host has such."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}
 
 
 def weight_input(name: str, default: float, tooltip: str):

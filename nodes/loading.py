@@ -8,7 +8,7 @@ from .host.files import stamp
 from .host.model_sampling import with_consistency_sampling
 from .host.recipes import choices
 from .host.report import Said, tell
-from .inputs import LEAVE_OUT
+from .inputs import LEAVE_OUT, aliases, expert
 
 
 class LoadLCMLoRA(io.ComfyNode):
@@ -21,6 +21,7 @@ class LoadLCMLoRA(io.ComfyNode):
             description="Puts an acceleration LoRA (LCM, Lightning, Hyper-SD, DMD2 …) on a model, θ' = θ + strength·τ, "
             "finds out which it is and prepares the model's sampling for it. LCM Sampler then takes steps, levels and "
             "guidance from its recipe. Reads every dialect and kind of LoRA file, DoRA and OFT included.",
+            **aliases("acceleration", "few steps", "fast", "turbo", "lightning", "hyper", "lcm", "dmd2", "speed up"),
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up: the LoRA's base model or a fine-tune of it."),
                 io.Combo.Input("lora_name", options=lora_files.lora_files(),
@@ -29,7 +30,7 @@ class LoadLCMLoRA(io.ComfyNode):
                                tooltip="λ₂ of the paper. 1 is usual; the report says where the recipe takes another."),
                 io.Clip.Input("clip", optional=True,
                               tooltip="For a LoRA that changes the text encoder too; LCM-LoRAs don't."),
-                LEAVE_OUT,
+                expert(LEAVE_OUT),
                 io.Combo.Input("recipe", options=[AUTO, NONE, *choices()], default=AUTO, optional=True,
                                tooltip="How the LoRA is sampled. auto finds it by the file's metadata, hash, name or "
                                "modules; choose it where the file says too little. none leaves sampling to you."),

@@ -12,6 +12,7 @@ from .host.noise import ImageNoise
 from .host.report import tell
 from .host.sampler import Rules, Task, batch_places, consistency_sampler, part, sample_latent
 from .host.stream import stream_sampler
+from .inputs import aliases, expert
 
 SEED = io.Int.Input(
     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
@@ -73,6 +74,7 @@ class LCMSampler(io.ComfyNode):
             description="Few-step sampling of a latent consistency model, exact to the paper: x ← f_θ(x, t), then "
             "noise of the next timestep; and of Lightning, Hyper-SD and other accelerators by the recipe that Load "
             "Acceleration LoRA found. For text to image, image to image and inpainting.",
+            **aliases("few steps", "acceleration", "fast", "turbo", "lightning", "ksampler", "tcd"),
             inputs=[
                 io.Model.Input("model", tooltip="A model with an acceleration LoRA, or a full LCM."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
@@ -82,24 +84,27 @@ class LCMSampler(io.ComfyNode):
                 STEPS,
                 CFG,
                 DENOISE,
-                ORIGINAL_STEPS,
-                GAMMA,
-                GUIDANCE_UNTIL,
-                TIMESTEPS,
-                io.String.Input("seeds", default="", optional=True,
-                                tooltip="A seed for each image of the batch, such as 7, 21, 8: each image is what that "
-                                "seed makes by itself. Empty: seed for all."),
-                io.Int.Input("start_at_step", default=0, min=0, max=10000, optional=True,
-                             tooltip="As in KSampler (Advanced): the first of the steps that this node makes. Those "
-                             "before it are another sampler's; then turn add_noise off here."),
-                io.Int.Input("end_at_step", default=10000, min=0, max=10000, optional=True,
-                             tooltip="The step before which this node ends, for another sampler to go on with."),
-                io.Boolean.Input("add_noise", default=True, optional=True,
-                                 tooltip="Off for a latent that has its noise already, from the sampler before."),
-                io.Boolean.Input("return_with_leftover_noise", default=False, optional=True,
-                                 tooltip="With end_at_step: hand the noise on to the next sampler. Off: end clean."),
-                GUIDANCE_FROM,
-                GRID,
+                *map(expert, [
+                    ORIGINAL_STEPS,
+                    GAMMA,
+                    GUIDANCE_UNTIL,
+                    TIMESTEPS,
+                    io.String.Input("seeds", default="", optional=True,
+                                    tooltip="A seed for each image of the batch, such as 7, 21, 8: each image is what "
+                                    "that seed makes by itself. Empty: seed for all."),
+                    io.Int.Input("start_at_step", default=0, min=0, max=10000, optional=True,
+                                 tooltip="As in KSampler (Advanced): the first of the steps that this node makes. "
+                                 "Those before it are another sampler's; then turn add_noise off here."),
+                    io.Int.Input("end_at_step", default=10000, min=0, max=10000, optional=True,
+                                 tooltip="The step before which this node ends, for another sampler to go on with."),
+                    io.Boolean.Input("add_noise", default=True, optional=True,
+                                     tooltip="Off for a latent that has its noise already, from the sampler before."),
+                    io.Boolean.Input("return_with_leftover_noise", default=False, optional=True,
+                                     tooltip="With end_at_step: hand the noise on to the next sampler. Off: end "
+                                     "clean."),
+                    GUIDANCE_FROM,
+                    GRID,
+                ]),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )  # fmt: skip
@@ -132,6 +137,7 @@ class ConsistencySamplerSelect(io.ComfyNode):
             category="LCM-LoRA/custom sampling",
             description="The consistency sampler for SamplerCustom and SamplerCustomAdvanced. Give it LCM Schedule's "
             "sigmas, all or a part of them, and a model with LCM Model Sampling.",
+            **aliases("tcd", "few steps"),
             inputs=[
                 GAMMA,
                 io.Latent.Input("latent", optional=True,
@@ -157,6 +163,7 @@ class LCMSchedule(io.ComfyNode):
             category="LCM-LoRA/custom sampling",
             description="The sigmas of the model's recipe, or of the LCM grid: 4 steps are timesteps 999, 759, 499, "
             "259, as in diffusers.",
+            **aliases("lcm scheduler", "tcd", "timesteps", "sigmas"),
             inputs=[
                 io.Model.Input("model", tooltip="Its own noise schedule turns timesteps into sigmas."),
                 STEPS,
@@ -185,6 +192,7 @@ class ConsistencyModelSampling(io.ComfyNode):
             category="LCM-LoRA/custom sampling",
             description="Makes the model predict f_θ = c_skip·x + c_out·x̂₀, for noise-, v- and sample-prediction "
             "alike; a flow model does so already. Load Acceleration LoRA and LCM Sampler do this themselves.",
+            **aliases("lcm", "c_skip", "ModelSamplingDiscrete"),
             inputs=[io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM.")],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -203,6 +211,7 @@ class FullLCMGuidance(io.ComfyNode):
             category="LCM-LoRA",
             description="Tells a full LCM checkpoint its guidance ω, through the time_embed.cond_proj weight that the "
             "checkpoint loader leaves out. Not for LCM-LoRAs, whose guidance is trained in.",
+            **aliases("w embedding", "cond_proj", "lcm dreamshaper"),
             inputs=[
                 io.Model.Input("model", tooltip="A full LCM, such as LCM Dreamshaper v7."),
                 io.Combo.Input("file", options=full_lcm_files(),
@@ -233,6 +242,7 @@ class StreamBatch(io.ComfyNode):
             description="LCM Sampler for a sequence of frames or a video, one UNet evaluation a frame: each evaluation "
             "is a batch of successive frames at successive timesteps. The frames are those that LCM Sampler makes one "
             "by one.",
+            **aliases("video", "stream diffusion", "real time", "frames"),
             inputs=[
                 io.Model.Input("model", tooltip="A model with an LCM-LoRA, or a full LCM."),
                 io.Conditioning.Input("positive", tooltip="What the frames should show, one prompt for all."),
@@ -242,10 +252,7 @@ class StreamBatch(io.ComfyNode):
                 STEPS,
                 CFG,
                 DENOISE,
-                ORIGINAL_STEPS,
-                GAMMA,
-                TIMESTEPS,
-                GRID,
+                *map(expert, [ORIGINAL_STEPS, GAMMA, TIMESTEPS, GRID]),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )

@@ -22,7 +22,7 @@ from .host.device import decomposition_device
 from .host.files import checkpoint_path, full_lcm_files, stamp
 from .host.lora_files import recognition
 from .host.report import Said, progress, tell
-from .inputs import CATEGORY, ENERGY, RANK, limits, size, vector_input, vector_outputs, weight_input
+from .inputs import CATEGORY, ENERGY, RANK, aliases, limits, size, vector_input, vector_outputs, weight_input
 from .plotting import ALL
 
 NUMBERS = set("0123456789.,+-eE \t\n")
@@ -41,6 +41,7 @@ class Compress(io.ComfyNode):
             category=CATEGORY,
             description="Resizes a LoRA to the nearest vector of lower rank: the least ‖τ − τ'‖ with rank ΔW' ≤ rank, "
             "module by module. At rank 0 and energy 1 only what is redundant goes, as after a sum, and τ' = τ.",
+            **aliases("resize lora", "lora rank", "shrink lora"),
             inputs=[
                 vector_input("lora", "The vector to make smaller."),
                 RANK,
@@ -83,6 +84,7 @@ class Extract(io.ComfyNode):
             category=CATEGORY,
             description="τ = θ_tuned − θ_base, as the nearest low-rank factors of each layer: a full LCM minus the "
             "model that it was distilled from is an LCM-LoRA.",
+            **aliases("lora from model", "difference of checkpoints"),
             inputs=[
                 io.Combo.Input("tuned", options=files, tooltip="The fine-tuned or distilled checkpoint."),
                 io.Combo.Input("base", options=files, tooltip="The checkpoint that it was made from."),
@@ -130,6 +132,7 @@ class BlockWeights(io.ComfyNode):
             category=CATEGORY,
             description="ΔW' = w_block·ΔW: a LoRA's weights by block of the UNet (LBW), or by any pattern of module "
             "names.",
+            **aliases("lbw", "lora blocks", "layer weights"),
             inputs=[
                 vector_input("lora", "The vector to weight."),
                 io.String.Input("weights", default="IN*: 1\nM00: 1\nOUT*: 1", multiline=True, dynamic_prompts=False,
@@ -182,6 +185,7 @@ class Compare(io.ComfyNode):
             category=CATEGORY,
             description="A picture of two to four vectors: the norm ‖τ‖ of each in every block, and for each pair the "
             "cosine ⟨τ₁, τ₂⟩ / (‖τ₁‖·‖τ₂‖), near 0 where adding one leaves the other alone.",
+            **aliases("lora similarity", "cosine", "heat map"),
             inputs=[
                 vector_input("a", "The first vector."),
                 vector_input("b", "The second vector."),
@@ -233,6 +237,7 @@ class Inspect(io.ComfyNode):
             category=CATEGORY,
             description="What a vector is: architecture, modules, ranks, alphas, size, the norm ‖τ‖ and its largest "
             "blocks, an accelerator's recipe, metadata, and how it was made.",
+            **aliases("lora info", "metadata", "trigger words"),
             inputs=[vector_input("lora", "The vector to look into.")],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..lcm_core.text import listed, quoted
 from . import plotting
 from .checks import numbers
-from .inputs import CATEGORY
+from .inputs import CATEGORY, aliases
 
 MAX_PAIRS = 100
 
@@ -26,6 +26,7 @@ class Sweep(io.ComfyNode):
             category=CATEGORY,
             description="All pairs (λ₁, λ₂) of two lists, for an XY plot. Link them to LoRA Vector Arithmetic, and "
             "what follows it runs once for each τ' = λ₁·a + λ₂·b.",
+            **aliases("xy plot", "grid search"),
             inputs=[
                 lambda_input("lambda_1", "0, 0.4, 0.8", "The values of λ₁, one for each row of the grid."),
                 lambda_input("lambda_2", "0, 0.5, 1", "The values of λ₂, one for each column of the grid."),
@@ -81,6 +82,7 @@ class SweepGrid(io.ComfyNode):
             category=CATEGORY,
             description="One picture of a sweep's pictures of τ' = λ₁·a + λ₂·b: λ₁ down, λ₂ across. A batch lies side "
             "by side in its cell.",
+            **aliases("xy plot", "contact sheet"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures of all pairs, as they come from the sweep."),
                 lambda_input("lambda_1", "0, 0.4, 0.8", "λ Sweep's lambda_1, the labels of the rows."),

@@ -8,7 +8,7 @@ from .acceleration import with_vectors_recipe
 from .host import lora_files, lora_model, loras
 from .host.files import stamp
 from .host.report import Said, tell
-from .inputs import CATEGORY, LEAVE_OUT, vector_input, weight_input
+from .inputs import CATEGORY, LEAVE_OUT, aliases, expert, vector_input, weight_input
 
 
 class LoadVector(io.ComfyNode):
@@ -19,6 +19,7 @@ class LoadVector(io.ComfyNode):
             display_name="Load LoRA Vector",
             category=CATEGORY,
             description="Reads a LoRA file of any dialect as a vector τ for arithmetic, without applying it.",
+            **aliases("lora file", "open lora"),
             inputs=[io.Combo.Input("lora_name", options=lora_files.lora_files(), tooltip="A LoRA of models/loras.")],
             outputs=[io.LoraModel.Output(display_name="lora")],
         )
@@ -41,12 +42,13 @@ class ApplyVector(io.ComfyNode):
             category=CATEGORY,
             description="θ' = θ + strength·τ. Does not touch the model's sampling: use LCM Sampler after it, which "
             "follows the recipe of an accelerator in the vector.",
+            **aliases("lora to model", "load lora"),
             inputs=[
                 io.Model.Input("model", tooltip="The model to add the vector to; a clone is patched."),
                 vector_input("lora", "A vector from Load LoRA Vector, arithmetic or a trainer."),
                 weight_input("strength", 1.0, "How much of the vector to add; negative takes it away."),
                 io.Clip.Input("clip", optional=True, tooltip="For a LoRA that changes the text encoder too."),
-                LEAVE_OUT,
+                expert(LEAVE_OUT),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -73,6 +75,7 @@ class SaveVector(io.ComfyNode):
             category=CATEGORY,
             description="Writes a vector as a .safetensors LoRA into output/loras, where LoRA loaders find it. The "
             "file's metadata says how τ was made: the expression, and each parent's hash and λ.",
+            **aliases("export lora", "convert lora", "write lora"),
             inputs=[
                 vector_input("lora", "The vector to save."),
                 io.String.Input("filename_prefix", default="loras/lcm_mix", tooltip="Folder and name below output."),

@@ -119,6 +119,24 @@ def test_every_number_has_a_default_and_a_range(own_nodes):
     assert (wrong, outside) == ([], [])
 
 
+def test_lcm_sampler_shows_four_values_and_marks_the_others_as_advanced(own_nodes):
+    values = [
+        (name, options)
+        for name, kind, options in described_inputs(own_nodes["LCMLoRA_Sampler"])
+        if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    ]
+    assert [name for name, options in values if not options.get("advanced")] == ["seed", "steps", "cfg", "denoise"]
+    assert len(values) == 15
+
+
+def test_what_people_search_finds_a_node_where_the_host_has_search_aliases(own_nodes):
+    if "search_aliases" not in own_nodes["LCMLoRA_Sampler"]:
+        pytest.skip("this host has no search_aliases")
+    words = [word for node in own_nodes.values() for word in node["search_aliases"]]
+    searches = "acceleration", "few step", "turbo", "fast", "merge lora", "xy plot", "lora info", "resize"
+    assert [search for search in searches if not any(search in word for word in words)] == []
+
+
 def test_templates_fit_the_nodes(host):
     """If not, `python tools/make.py workflows` writes them anew."""
     descriptions = host.object_info()
