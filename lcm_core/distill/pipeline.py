@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..consistency import Prediction
 from ..files import open_safetensors, read_text
+from ..guidance import guidance_embedding
 from ..schedule import NoiseSchedule
 from .adapters import LCM_TARGETS
 from .families import FAMILIES
@@ -20,6 +21,7 @@ from .flow_pipeline import FlowTeacher
 from .identity import digest_of, encoders_identity
 from .losses import Cond
 
+GUIDANCE_WIDTH = 256  # of the embedding of ω, as LCM checkpoints have it
 NAMES = ("encoder_hidden_states", "text_embeds", "time_ids")
 
 
@@ -30,6 +32,7 @@ class Teacher:
     pipeline: Any
     targets = LCM_TARGETS
     dialect = "kohya"
+    saved = torch.float16
     guides_itself = False
 
     @property
@@ -72,11 +75,23 @@ class Teacher:
             "encoders": encoders_identity(self.pipeline),
         }
 
+    def take_guidance(self) -> None:
+        """Give the UNet ω as an input, if it has none: a `cond_proj` of zeros, so that it is as it was at first."""
+        unet = self.pipeline.unet
+        if not unet.config.time_cond_proj_dim:
+            like = unet.time_embedding.linear_1.weight
+            projection = nn.Linear(GUIDANCE_WIDTH, like.shape[1], bias=False, device=like.device, dtype=like.dtype)
+            nn.init.zeros_(projection.weight)
+            unet.time_embedding.cond_proj = projection
+            unet.register_to_config(time_cond_proj_dim=GUIDANCE_WIDTH)
+
     def __call__(self, x: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
-        dtype = self.pipeline.unet.dtype
-        context, *added = (c.to(dtype) for c in cond)
-        more = {"added_cond_kwargs": dict(zip(NAMES[1:], added, strict=True))} if added else {}
-        return self.pipeline.unet(x.to(dtype), t, encoder_hidden_states=context, **more).sample.to(x.dtype)
+        unet = self.pipeline.unet
+        context, *added = (c.to(unet.dtype) for c in cond)
+        more: dict[str, Any] = {"added_cond_kwargs": dict(zip(NAMES[1:], added, strict=True))} if added else {}
+        if omega is not None and unet.config.time_cond_proj_dim:
+            more["timestep_cond"] = guidance_embedding(omega, unet.config.time_cond_proj_dim).to(x.device, unet.dtype)
+        return unet(x.to(unet.dtype), t, encoder_hidden_states=context, **more).sample.to(x.dtype)
 
     @torch.no_grad()
     def conditions(self, prompt: str, size: tuple[int, int], *, empty: bool = False) -> Cond:
@@ -108,6 +123,13 @@ class Teacher:
         latent = vae.encode((2 * pixels - 1).to(vae.device, vae.dtype)).latent_dist.mean
         return latent.float() * vae.config.scaling_factor
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pictures (B, 3, height, width), float32 in [0, 1], of latents (B, C, H, W)."""
+        vae = self.pipeline.vae
+        pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
 
 def load_teacher(
     checkpoint: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, *, size: int = 512
@@ -134,7 +156,7 @@ def load_teacher(
         family = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
         pipeline = family.from_single_file(str(checkpoint))
     kind = type(pipeline).__name__
-    known = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FAMILIES)
+    known = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline", *FAMILIES)
     if kind not in known:
         raise ValueError(f"{checkpoint} is a {kind}; these can be distilled: {', '.join(known)}")
     if getattr(pipeline, "transformer_2", None) is not None:

@@ -1,20 +1,28 @@
 """`lcm-lora distill` on a tiny Stable Diffusion that diffusers saved."""
 
+import argparse
 import errno
 import json
 import re
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
+from tensorboardX.proto import event_pb2
 from tiny_tokenizer import WORDS, tokenizer_of_letters
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lcm_core import cli
 from lcm_core.accelerators import read_sampling
+from lcm_core.cli.commands.distill import add_arguments
+from lcm_core.distill.command import add_to
 from lcm_core.distill.pipeline import load_teacher
+from lcm_core.distill.settings import PRESETS, settings_of
+from lcm_core.guidance import guidance_embedding
 from lcm_core.lora import LoRAVector
 
 SMALL = ["--rank", "4", "--batch", "2", "--size", "64", "--steps", "3", "--device", "cpu"]
@@ -78,6 +86,9 @@ def test_the_teacher_is_the_pipeline(checkpoint):
     assert (teacher.prediction, teacher.cell, teacher.shape(64)) == ("epsilon", 8, (4, 8, 8))
     assert teacher.schedule.alpha(500) == pytest.approx(float(pipeline.scheduler.alphas_cumprod[500].sqrt()))
     assert teacher.encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    latents = torch.randn(2, 4, 8, 8)
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    torch.testing.assert_close(teacher.decode(latents), pipeline.image_processor.denormalize(decoded).detach())
 
 
 def test_pictures_make_a_lora_that_diffusers_loads(checkpoint, pictures, tmp_path, capsys):
@@ -204,6 +215,142 @@ def test_a_state_that_cannot_be_written_costs_no_training(checkpoint, pictures, 
     code, result = run(capsys, "--checkpoint", checkpoint, "--data", pictures, "--out", out, *SMALL)
     assert code == 0 and "after step 3 could not be written" in result["state_error"]
     assert len(LoRAVector.load(out)) == result["modules"] and not list(tmp_path.glob("*.state.safetensors"))
+
+
+def test_a_training_is_watched_and_what_it_has_learned_is_kept(checkpoint, pictures, tmp_path, capsys):
+    """Scores and pictures of the same latents, in a table, in files and in TensorBoard's events; LoRAs on the way."""
+    out, prompts = tmp_path / "lcm.safetensors", tmp_path / "prompts.txt"
+    prompts.write_text("a\nb\n")
+    source = ["--checkpoint", checkpoint, "--prompts", prompts, "--teacher-steps", 2, "--out", out, *SMALL]
+    watching = ["--validate", pictures, "--validate-every", 2, "--track", "tensorboard", "--keep-every", 1]
+    code, result = run(capsys, *source, *watching)
+    assert code == 0, result
+    folder = tmp_path / "lcm.training"
+
+    def table():
+        header, *lines = (folder / "scores.csv").read_text().splitlines()
+        assert header == "step,loss,distance"
+        return [[float(value) for value in line.split(",")] for line in lines]
+
+    assert [row[0] for row in table()] == [2, 3]
+    assert table()[-1][1:] == [result["validation loss"], result["validation distance"]]
+    with Image.open(folder / "000003.png") as picture:
+        assert picture.size == (3 * 64, 2 * 64) and np.asarray(picture).std() > 1
+    (events,) = folder.glob("training/events.*")
+    logged = defaultdict(list)
+    for event in scalars(events):
+        logged[event.tag].append(event)
+    assert [len(logged[name]) for name in ("training/loss", "validation/loss", "validation/pictures")] == [3, 2, 2]
+    assert logged["validation/loss"][-1].simple_value == pytest.approx(table()[-1][1], rel=1e-6)
+    kept = [tmp_path / f"lcm-{step:06}.safetensors" for step in (1, 2)]
+    norms = [LoRAVector.load(path).norm() for path in (*kept, out)]
+    assert 0 < norms[0] < norms[1] < norms[2] and len(list(tmp_path.glob("lcm-*"))) == 2
+    code, result = run(capsys, *source, *watching[:4], "--steps", 4, "--resume", "--force")
+    assert code == 0 and [row[0] for row in table()] == [2, 3, 4]
+    code, result = run(capsys, *source, "--keep-every", 1, "--out", tmp_path / "lcm.safetensors")
+    assert code == 1 and "is there already" in result["error"]
+
+
+def scalars(path):
+    """The values of a file of TensorBoard's events: records of a length, a checksum, an event and a checksum."""
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        yield from event_pb2.Event.FromString(data[at + 12 : at + 12 + size]).summary.value
+        at += 16 + size
+
+
+def test_a_tracker_that_is_not_installed_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    (tmp_path / "prompts.txt").write_text("a\n")
+    source = ["--checkpoint", checkpoint, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "lcm.safetensors"]
+    code, result = run(capsys, *source, *SMALL, "--track", "wandb")
+    assert code == 1 and "tracker wandb needs its package (pip install wandb)" in result["error"]
+
+
+def test_all_weights_are_a_full_lcm_that_takes_its_guidance(checkpoint, pictures, tmp_path, capsys):
+    """Its file is the UNet's in diffusers' names, whose ω changes what it draws; it goes on from its state."""
+    out = tmp_path / "full.safetensors"
+    source = ["--checkpoint", checkpoint, "--data", pictures, "--out", out, *SMALL, "--full", "--learning-rate", "1e-3"]
+    code, result = run(capsys, *source)
+    assert code == 0, result
+    config = {**UNet2DConditionModel.load_config(checkpoint / "unet"), "time_cond_proj_dim": 256}
+    unet, plain = UNet2DConditionModel.from_config(config), load_teacher(checkpoint).network
+    tensors = load_file(out)
+    assert result["tensors"] == len(tensors) and {t.dtype for t in tensors.values()} == {torch.float16}
+    unet.load_state_dict(tensors)
+    assert not torch.equal(unet.conv_in.weight, plain.conv_in.weight)
+    x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 8, 16)
+    with torch.no_grad():
+        drawn = [unet(x, t, text, timestep_cond=guidance_embedding(omega)).sample for omega in (1.0, 9.0)]
+    assert not torch.equal(*drawn)
+    code, result = run(capsys, *source, "--steps", 4, "--resume", "--force")
+    assert code == 0 and result["resumed_after"] == 3
+    code, result = run(capsys, *source[:-2], "--force", "--dtype", "bfloat16", "--state", tmp_path / "b.safetensors")
+    assert code == 1 and "use float32" in result["error"]
+
+
+def test_an_lcm_lora_at_the_start_is_in_the_network_that_is_fine_tuned(checkpoint, pictures, tmp_path, capsys):
+    lcm, out = tmp_path / "lcm.safetensors", tmp_path / "tuned.safetensors"
+    source = ["--checkpoint", checkpoint, "--data", pictures]
+    assert run(capsys, *source, "--out", lcm, *SMALL)[0] == 0
+    vector, network, plain = LoRAVector.load(lcm), load_teacher(checkpoint).network, load_teacher(checkpoint).network
+    add_to(network, vector)
+    name = next(module for module in vector.modules if module.endswith("mid_block.resnets.0.conv1"))
+    layer = "mid_block.resnets.0.conv1"
+    torch.testing.assert_close(
+        network.get_submodule(layer).weight, plain.get_submodule(layer).weight + vector.delta(name)
+    )
+    code, result = run(capsys, *source, "--out", out, *SMALL, "--objective", "lcf", "--start", lcm)
+    assert code == 0 and LoRAVector.load(out).norm() > 0
+    code, result = run(capsys, *source, "--out", out, *SMALL, "--objective", "lcf", "--force", "--resume")
+    assert code == 1 and "network" in result["error"]
+    with pytest.raises(ValueError, match=r"has 1 modules that this network has not \(elsewhere\)"):
+        add_to(network, LoRAVector({"elsewhere": vector.modules[name]}))
+
+
+def test_the_memory_is_told_and_nothing_is_made(checkpoint, pictures, tmp_path, capsys):
+    source = ["--checkpoint", checkpoint, "--data", pictures, "--out", tmp_path / "lcm.safetensors", *SMALL]
+
+    def told(*more):
+        code, result = run(capsys, *source, "--estimate", *more)
+        assert code == 0, result
+        return {name: float(value.split()[0].replace(",", "")) for name, value in result.items() if value}
+
+    plain, small = told("--batch", 32), told("--batch", 32, "--checkpointing", "--storage", "float8")
+    assert plain["together"] == pytest.approx(sum(plain.values()) - plain["together"], abs=0.03)
+    assert small["frozen weights"] < 0.5 * plain["frozen weights"]
+    assert small["a step of 32 rows"] < 0.8 * plain["a step of 32 rows"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+    assert run(capsys, *source, "--storage", "float8", "--ema-decay", 0.9, "--optimizer", "lion")[0] == 0
+
+
+def arguments(*given):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--checkpoint", "x", "--prompts", "p", "--out", "o.safetensors", *given])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_settings(name, tmp_path):
+    own, config, _ = settings_of(arguments("--preset", name))
+    assert own["checkpointing"] and config.steps >= 1000
+    (tmp_path / "own.toml").write_text("steps = 50\nrank = 8\n")
+    own, config, _ = settings_of(arguments("--preset", name, "--config", str(tmp_path / "own.toml"), "--rank", "4"))
+    assert (config.steps, own["rank"]) == (50, 4)
+    own, config, _ = settings_of(arguments("--preset", name, "--objective", "lcd", "--full"))
+    assert (config.options, config.learning_rate, config.target_decay) == ({}, 1e-6, 0.95)
+    assert (own["dtype"], own["storage"]) == ("float32", "dtype")
+
+
+def test_settings_of_the_wrong_kind_are_refused(tmp_path):
+    for text, said in (
+        ('rank = "4"', "rank is '4'; give a whole number"),
+        ('dtype = "int8"', "dtype int8 must be one"),
+    ):
+        (tmp_path / "own.toml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            settings_of(arguments("--config", str(tmp_path / "own.toml")))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`lcm-lora distill` on a tiny Stable Diffusion 3 and a tiny Flux that diffusers saved, of pictures and of prompts."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_tokenizer import WORDS, tokenizer_of_letters
 from tiny_transformers import NETWORKS
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
 
 from lcm_core import cli
 from lcm_core.accelerators import read_sampling
+from lcm_core.distill.families import FAMILIES
 from lcm_core.distill.pipeline import load_teacher
 from lcm_core.lora import LoRAVector
 from lcm_core.schedule import Flow
@@ -127,6 +130,33 @@ def test_the_teacher_has_the_models_shift_size_and_guidance(checkpoints):
     latent = sd3.encode(pixels)
     decoded = (sd3.pipeline.vae.encode(2 * pixels - 1).latent_dist.mean - 0.1) * 1.5
     torch.testing.assert_close(latent, decoded)
+
+
+def test_all_weights_of_a_flow_are_its_transformers(checkpoints, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a\n")
+    out = tmp_path / "full.safetensors"
+    source = ["--checkpoint", checkpoints / "sd3", "--prompts", tmp_path / "p.txt", "--teacher-steps", 1, "--out", out]
+    code, result = run(capsys, *source, *SMALL, "--full", "--learning-rate", "1e-3", "--validate", tmp_path / "p.txt")
+    assert code == 0 and result["validation distance"] > 0, result
+    tensors, plain = load_file(out), load_teacher(checkpoints / "sd3").network.state_dict()
+    assert tensors.keys() == plain.keys() and {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert sum(not torch.equal(t, plain[name].bfloat16()) for name, t in tensors.items()) > 20
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_encoded_is_decoded(name):
+    """An autoencoder that changes nothing itself: each family's shift and scale, there and back."""
+    channels = {"latents_mean": [0.1, -0.2, 0.3], "latents_std": [2.0, 3.0, 0.5]}
+    config = types.SimpleNamespace(shift_factor=0.1, scaling_factor=1.5, **channels)
+    vae = types.SimpleNamespace(
+        config=config,
+        encode=lambda x: types.SimpleNamespace(latent_dist=types.SimpleNamespace(mean=x)),
+        decode=lambda x: types.SimpleNamespace(sample=x),
+    )
+    pixels = torch.rand(2, 3, 4, 4)
+    latents = FAMILIES[name].encode(vae, pixels)
+    assert not torch.allclose(latents.squeeze(), pixels)
+    torch.testing.assert_close(FAMILIES[name].decode(vae, latents).reshape(2, 3, 4, 4), pixels)
 
 
 def test_settings_that_do_not_fit_are_errors(checkpoints, tmp_path, capsys):

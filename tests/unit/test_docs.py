@@ -54,11 +54,13 @@ def test_reference_is_what_the_docstrings_say():
     assert written == reference.reference(), "run `python tools/make.py docs`"
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["add", "sample", "distil"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["add", "sample", "distil", "any model"])
 def test_examples_run(code, tmp_path, monkeypatch):
     for name in ("style", "lcm"):
         shutil.copyfile(ROOT / "pocket" / "weights" / f"{name}_lora.safetensors", tmp_path / f"{name}.safetensors")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
-    run_path("example.py")
+    names = run_path("example.py")
     assert len(list(tmp_path.iterdir())) == 4, "the example wrote no file"
+    if "after" in names:
+        assert names["after"] < 0.75 * names["before"]

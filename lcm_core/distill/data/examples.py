@@ -14,7 +14,7 @@ from torch import Tensor
 from ...text import listed
 from ..identity import fingerprint
 from ..losses import Cond
-from .order import Order, buckets_of
+from .order import Numbers, Order, buckets_of
 from .shards import Shards
 
 Batch = tuple[Tensor, Cond, Cond]
@@ -108,6 +108,12 @@ class StoredExamples:
         if self.empty_share:
             cond = self._emptied(cond, empty, step)
         return z, cond, repeated(empty, len(z)) if self.guided else ()
+
+    def these(self, chosen: Numbers) -> Batch:
+        """The batch of these numbers, of one shape: the first view of each, without a share of empty prompts."""
+        z, cond = self.shards.read(chosen, np.zeros_like(chosen))
+        empty = on(self._empty(tuple(z.shape[1:])), self.device)
+        return z.to(self.device), on(cond, self.device), repeated(empty, len(z)) if self.guided else ()
 
     def read(self, step: int) -> tuple[Tensor, Cond]:
         """The latents and conditions of a step's batch, from the disk."""
