@@ -359,7 +359,7 @@ def test_settings_of_the_wrong_kind_are_refused(tmp_path):
         (["--checkpoint", "nowhere", "--prompts", "p.txt"], "nowhere does not exist"),
         (["--checkpoint", ".", "--prompts", "p.txt"], "no model_index.json"),
         (["--checkpoint", ".", "--prompts", "p.txt", "--config", "bad.toml"], "bad.toml has speed; the settings are"),
-        (["--checkpoint", ".", "--prompts", "p.txt", "--config", "typed.toml"], "flip 'no' must be of the type of its"),
+        (["--checkpoint", ".", "--prompts", "p.txt", "--config", "typed.toml"], "flip is 'no'; give a true or false"),
         (["--checkpoint", ".", "--prompts", "p.txt", "--learning-rate", "3"], "learning_rate 3.0 must be"),
     ],
 )

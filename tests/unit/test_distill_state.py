@@ -280,7 +280,7 @@ def test_other_modules_and_other_files_are_refused(state, tmp_path):
     with pytest.raises(ValueError, match="not the state of a distillation; name another file"):
         go_on(state, **SAME)
     torch.save({"step": 1}, state)
-    with pytest.raises(ValueError, match="is damaged .*is a pick.*; delete it or restore a copy"):
+    with pytest.raises(ValueError, match="is damaged .*only safetensors is read.*; delete it or restore a copy"):
         go_on(state, **SAME)
     for path in (tmp_path / "state.pt", tmp_path / "missing" / "state.safetensors"):
         with pytest.raises(ValueError, match=path.name):

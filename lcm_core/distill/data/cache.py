@@ -155,9 +155,9 @@ class _Filling:
         wanted, free = size * (self.total - self.samples), shutil.disk_usage(self.folder).free
         if wanted > free:
             log.warning(
-                "%s needs about %.1f GB more, %.1f KB a picture, and its disk has %.1f GB; make room, or name another "
-                "folder with --cache", self.folder, wanted / 1e9, size / 1e3, free / 1e9,
-            )  # fmt: skip
+                f"{self.folder} needs about {wanted / 1e9:.1f} GB more, {size / 1e3:.1f} KB a picture, and its disk "
+                f"has {free / 1e9:.1f} GB; make room, or name another folder with --cache"
+            )
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
