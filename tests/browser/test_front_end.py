@@ -134,12 +134,12 @@ def test_template(path, front, object_info, descriptions, hovered):
 
 
 def pocket_values(name: str, object_info: dict[str, dict]) -> dict[str, dict]:
-    """node -> input -> value: what a template has on the pocket model, for fewer pairs of λ and trained for 2 steps."""
+    """node -> input -> value: what a template has on the pocket model, for fewer pairs of λ, trained for 2 new steps."""
     values = {}
     for node, entry in api_format(ON_POCKET[name], object_info).items():
         trains = entry["class_type"] in TRAINING
         own = {k: FEWER.get(v, v) for k, v in entry["inputs"].items() if not isinstance(v, list)}
-        values[node] = own | ({"steps": 2} if trains else {})
+        values[node] = own | ({"steps": 2, "state_prefix": ""} if trains else {})
     return values
 
 
