@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 TOO_MANY_FILES = "wan22_lightning_video"  # two experts and their LoRAs have long names: no whole graph fits a window
 FEWER = {"0, 0.4, 0.8": "0, 0.8", "0, 0.5, 1": "0.5, 1"}  # 4 pairs of λ, not 9: the host tests make all
+# Run by its Run button here; the others' pictures are the host tests', and `--store-screenshots` runs all.
+RUN = {"lcm_lora_txt2img", "lcm_lora_lambda_grid", "lora_vector_surgery", "distil_your_own", "full_lcm_guidance"}
 TRAINING = {"LCMLoRA_Distill", "LCMLoRA_Finetune"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -92,7 +94,7 @@ def test_template_browser(front):
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_template(path, front, object_info, descriptions, hovered):
+def test_template(path, front, object_info, descriptions, hovered, pytestconfig):
     template = load(path)
     count = len(template["nodes"])
     front.open_template(path.stem, count)
@@ -104,7 +106,7 @@ def test_template(path, front, object_info, descriptions, hovered):
     for node in exported.values():  # the front end has widgets that the host knows nothing of
         node["inputs"] = {k: v for k, v in node["inputs"].items() if k in inputs(object_info[node["class_type"]])}
     assert exported == load(ROOT / "workflows" / "api" / path.name)
-    if path.stem not in ON_POCKET:
+    if path.stem not in (ON_POCKET if pytestconfig.getoption("--store-screenshots") else RUN):
         front.fit_view()
         front.keep(path.stem, front.picture_of(**JPEG))
         defects = [
@@ -134,7 +136,7 @@ def test_template(path, front, object_info, descriptions, hovered):
 
 
 def pocket_values(name: str, object_info: dict[str, dict]) -> dict[str, dict]:
-    """node -> input -> value: what a template has on the pocket model, for fewer pairs of λ, trained for 2 new steps."""
+    """node -> input -> value: what a template has on the pocket model, for fewer λ and trained for 2 new steps."""
     values = {}
     for node, entry in api_format(ON_POCKET[name], object_info).items():
         trains = entry["class_type"] in TRAINING
