@@ -1,7 +1,8 @@
 """The mathematics of LCM-LoRA: consistency sampling, LoRA vectors and their distillation. Knows nothing of a host."""
 
-from importlib import import_module
 from typing import Any
+
+from .lazy import imported
 
 # Imported when first used, so that the command line answers --help without torch.
 _HOME = {
@@ -27,6 +28,4 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return imported(__name__, _HOME, name)

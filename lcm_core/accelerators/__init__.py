@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..lazy import imported
 from .check import contradictions
 from .reading import load_recipes
 from .recipe import Recipe, Span
@@ -30,8 +31,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "levels":  # with torch, which nothing else here needs
-        from .grids import levels
-
-        return levels
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return imported(__name__, {"levels": "grids"}, name)  # with torch, which nothing else here needs

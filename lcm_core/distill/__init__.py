@@ -1,7 +1,8 @@
 """Latent consistency distillation: what is trained in a model, the objectives, the trainer, and its data."""
 
-from importlib import import_module
 from typing import Any
+
+from ..lazy import imported
 
 # Imported when first used: a host that only lists the objectives and their options waits for no trainer.
 _HOME = {
@@ -36,6 +37,4 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return imported(__name__, _HOME, name)
