@@ -39,6 +39,19 @@ def taught(graph: Graph, on: Setting, **models: Output) -> tuple[Node, Node, Nod
     return folder, scaled, cut, graph.add("MakeTrainingDataset", images=cut, texts=folder[1], **models)
 
 
+def tried(
+    graph: Graph, on: Setting, base: Node, texts: tuple[Node, Node], learnt: Node, prefix: str
+) -> tuple[Node, Node, Node, Node, Node, Node]:
+    """What was learned, saved and tried: (Save LoRA Vector, Apply, the latent, LCM Sampler, VAE Decode, Save Image)."""
+    saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix=f"loras/{prefix}")
+    fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
+    latent = empty(graph, on(512, SIZE), 4)
+    sampler, picture = sampled(
+        graph, fast, texts, latent, base[2], steps=on(4, 2), original_steps=on(50, 8), seed=10
+    )  # fmt: skip
+    return saved, fast, latent, sampler, picture, graph.add("SaveImage", images=picture, filename_prefix=prefix)
+
+
 def distil_your_own(on: Setting) -> Template:
     graph = Graph()
     base = graph.add("CheckpointLoaderSimple", ckpt_name=on(SD15, POCKET))
@@ -53,13 +66,7 @@ def distil_your_own(on: Setting) -> Template:
         state_prefix=on("lcm_training/my_lcm", "lcm_training/pocket"), **settings(on),
     )  # fmt: skip
     loss = graph.add("PreviewImage", "Loss", images=learnt[1])
-    saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/my_lcm")
-    fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
-    latent = empty(graph, on(512, SIZE), 4)
-    sampler, picture = sampled(
-        graph, fast, texts, latent, base[2], steps=on(4, 2), original_steps=on(50, 8), seed=10
-    )  # fmt: skip
-    save = graph.add("SaveImage", images=picture, filename_prefix="my_lcm")
+    saved, fast, latent, sampler, picture, save = tried(graph, on, base, texts, learnt, "my_lcm")
     note = f"""## Distil an LCM-LoRA, and use it
 
 **Distil LCM-LoRA** makes an acceleration vector for a model from the model alone: the teacher draws {on(16, 8)}
@@ -88,13 +95,7 @@ def distil_from_folder(on: Setting) -> Template:
         state_prefix=on("lcm_training/folder", "lcm_training/pocket_folder"), **settings(on),
     )  # fmt: skip
     report = graph.add("PreviewAny", "What was learnt", source=learnt[2])
-    saved = graph.add("LCMLoRA_SaveVector", lora=learnt, filename_prefix="loras/from_folder")
-    fast = graph.add("LCMLoRA_ApplyVector", model=base, lora=learnt)
-    latent = empty(graph, on(512, SIZE), 4)
-    sampler, picture = sampled(
-        graph, fast, texts, latent, base[2], steps=on(4, 2), original_steps=on(50, 8), seed=10
-    )  # fmt: skip
-    save = graph.add("SaveImage", images=picture, filename_prefix="from_folder")
+    saved, fast, latent, sampler, picture, save = tried(graph, on, base, texts, learnt, "from_folder")
     own = on(
         """Make a folder in ComfyUI's input folder, such as input/my_pictures, put pictures in it and beside each its
 text in a file of the same name (fox.png, fox.txt), reload the page and choose it.""",
