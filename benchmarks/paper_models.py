@@ -30,8 +30,8 @@ from tqdm import tqdm  # noqa: E402
 
 from lcm_core.consistency import predict_noise, predict_x0  # noqa: E402
 from lcm_core.distill import DistillConfig, FullWeights, distill, inject_lora  # noqa: E402
-from lcm_core.distill.batch_loss import Batch, Trainable  # noqa: E402
-from lcm_core.distill.losses import noised  # noqa: E402
+from lcm_core.distill.batch_loss import Trainable  # noqa: E402
+from lcm_core.distill.losses import Batch, noised  # noqa: E402
 from lcm_core.guidance import guidance_embedding, guided  # noqa: E402
 from lcm_core.lora import LoRAVector  # noqa: E402
 from lcm_core.schedule import expand, trailing_timesteps  # noqa: E402

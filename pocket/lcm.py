@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcm_core.distill import DistillConfig, distill, inject_lora
-from lcm_core.distill.batch_loss import Batch
 from lcm_core.distill.identity import fingerprint
+from lcm_core.distill.losses import Batch
 
 from .data import WORDS, pictures
 from .teacher import SCHEDULE, Captions, encode_pictures, load_teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,10 @@ from ..schedule import Schedule
 from ..solvers import SOLVERS
 from .config import DistillConfig
 from .identity import Identified
-from .losses import Cond, Draw, Model, Problem, already_consistent, distance_of
+from .losses import Batch, Cond, Draw, Model, Problem, already_consistent, distance_of
 from .objectives import OBJECTIVES
 
 log = logging.getLogger(__name__)
-
-Batch: TypeAlias = tuple[Tensor, Cond, Cond]
 
 
 class Trainable(Identified, Protocol):

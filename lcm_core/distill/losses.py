@@ -22,6 +22,7 @@ from ..solvers import Solver, ddim, ddim_step
 from .distances import DISTANCES, huber
 
 Cond: TypeAlias = tuple[Tensor, ...]
+Batch: TypeAlias = tuple[Tensor, Cond, Cond]  # z, cond, uncond
 Model = Callable[[Tensor, Tensor, Cond, Tensor | None], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
 

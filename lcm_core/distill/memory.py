@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..consistency import Prediction
 from ..schedule import Schedule
-from .batch_loss import Batch, BatchLoss, Trainable, checked, cut
+from .batch_loss import BatchLoss, Trainable, checked, cut
 from .config import DistillConfig
-from .losses import Model
+from .losses import Batch, Model
 from .optimizers import OPTIMIZERS
 from .randomness import draw_step
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..consistency import Prediction
 from ..schedule import Schedule
-from .batch_loss import Batch, BatchLoss, Trainable, checked, cut
+from .batch_loss import BatchLoss, Trainable, checked, cut
 from .config import DistillConfig
 from .identity import training_identity
-from .losses import Model
+from .losses import Batch, Model
 from .optimizers import make_optimizer
 from .processes import Processes
 from .randomness import draw_step

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..consistency import Prediction, consistency_function, multistep_sample
 from ..noise import step_noise
 from ..schedule import FlowSchedule, Schedule, lcm_sigmas, lcm_timesteps
-from .batch_loss import Batch, BatchLoss, Trainable, checked
+from .batch_loss import BatchLoss, Trainable, checked
 from .config import DistillConfig
 from .data import sample_latents
-from .losses import Model
+from .losses import Batch, Model
 from .objectives import OBJECTIVES
 from .randomness import draw_step
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ...text import listed
 from ..identity import fingerprint
-from ..losses import Cond
+from ..losses import Batch, Cond
 from .order import Numbers, Order, buckets_of
 from .shards import Shards
 
-Batch = tuple[Tensor, Cond, Cond]
 EMPTY_ROWS = 1  # the stream of random numbers that says which prompts are empty; the order has none
 
 
